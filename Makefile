@@ -1,0 +1,52 @@
+# make demo      the whole tool on rendered scenes, in a few minutes
+# make test      the fast tests
+# make lint      ruff and mypy
+# make test-slow the tests that take minutes, a fresh clone's two commands among them
+# make bench     the benchmarks; DATA=folder names a Flickr8k
+# Each sets up .venv first, once; nothing is installed again until pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint format bench setup
+
+demo: $(VENV)/.train
+	$(BIN)/cliplet demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/loader.py $(DATA)
+
+setup: $(VENV)/.dev
+
+# What is enough to train; the development tools come on top of it only where they are asked for.
+$(VENV)/.train: $(VENV)/.python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.python
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $(VENV)/.train $@
+
+$(VENV)/.python: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "cliplet needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	touch $@

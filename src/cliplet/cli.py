@@ -1,0 +1,282 @@
+"""The command line: one thin function a verb. What a verb does not need is not imported for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cliplet.errors import ClipletError, ConfigError, nearest
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status. Errors that a user can put right end in two lines, not a traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except ClipletError as error:
+        interrupted = type(error).__name__ == "Interrupted"
+        print(f"{'' if interrupted else 'error: '}{error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        return INTERRUPTED if interrupted else FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, a pager or `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    from cliplet import __version__
+
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+    elif words[0] in ("-V", "--version"):
+        print(f"cliplet {__version__}")
+    elif words[0] not in VERBS:
+        raise ConfigError(f"there is no command {words[0]!r}", nearest(words[0], VERBS))
+    else:
+        VERBS[words[0]](words[1:])
+    return 0
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:<10}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    return (
+        "cliplet makes small CLIPs.\n\nusage: cliplet COMMAND ...\n\n"
+        f"{verbs}\n\ncliplet COMMAND --help tells more of each."
+    )
+
+
+def _parse(options: type, verb: str, words: list[str], description: str) -> Any:
+    import tyro
+
+    return tyro.cli(options, args=words, prog=f"cliplet {verb}", description=description)
+
+
+def demo(words: list[str]) -> None:
+    """Render scenes, train on them, measure, search: the whole tool in a few minutes."""
+    import tyro
+
+    @dataclasses.dataclass
+    class Options:
+        output: Path = Path("runs/demo")
+        """Run folder; an earlier demo there is replaced."""
+        seed: int = 0
+        """Of the scenes and of the training."""
+
+    from cliplet.demo import run_demo
+
+    options: Options = tyro.cli(Options, args=words, prog="cliplet demo", description=demo.__doc__)
+    run_demo(options.output, options.seed)
+
+
+def recipes(words: list[str]) -> None:
+    """List the recipes, or print one as YAML that can be saved, edited and trained."""
+    import tyro
+
+    from cliplet.config import to_yaml
+    from cliplet.recipes import RECIPES, recipe
+
+    @dataclasses.dataclass
+    class Options:
+        name: Annotated[str, tyro.conf.Positional] = ""
+        """Print this one as YAML."""
+
+    options: Options = _parse(Options, "recipes", words, recipes.__doc__ or "")
+    if options.name:
+        print(to_yaml(recipe(options.name)), end="")
+        return
+    for name, function in RECIPES.items():
+        print(f"{name:<10}{(function.__doc__ or '').splitlines()[0]}")
+    print("\ncliplet recipes NAME prints one; cliplet train NAME --data.path DATA trains it.")
+
+
+def train(words: list[str]) -> None:
+    """Train a recipe: cliplet train RECIPE [--config FILE] [--resume] [--any.key VALUE ...]."""
+    import tyro
+
+    from cliplet.config import RunConfig
+
+    command = "cliplet train " + shlex.join(words)
+    name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
+    file, words = _take_value(words, "--config")
+    resume, words = "--resume" in words, [word for word in words if word != "--resume"]
+    config = _base_config(name, file)
+    description = (
+        f"{train.__doc__} Keys left out keep the recipe's values (cliplet recipes lists them); "
+        "--config FILE lays a YAML file over the recipe; --resume goes on with an interrupted run."
+    )
+    config = tyro.cli(
+        RunConfig,
+        default=config,
+        args=words,
+        prog=f"cliplet train {name or 'RECIPE'}",
+        description=description,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+    from rich import print as show
+
+    from cliplet.console import recall_table
+    from cliplet.training import train as train_model
+
+    run = train_model(config, resume=resume, command=command)
+    show(recall_table(run.evaluation.metrics, f"{run.model_folder} on split {config.data.val_split}"))
+    print(f"model:  {run.model_folder}\nreport: {run.report}")
+
+
+def _take_value(words: list[str], flag: str) -> tuple[str, list[str]]:
+    """The value of `--flag VALUE` or `--flag=VALUE`, and the words without it."""
+    for position, word in enumerate(words):
+        if word == flag:
+            if position + 1 == len(words):
+                raise ConfigError(f"{flag} needs a value")
+            return words[position + 1], words[:position] + words[position + 2 :]
+        if word.startswith(f"{flag}="):
+            return word[len(flag) + 1 :], words[:position] + words[position + 1 :]
+    return "", words
+
+
+def _base_config(name: str, file: str) -> Any:
+    """The recipe with a configuration file laid over it; a file that names a recipe needs no other naming."""
+    from cliplet.config import RunConfig, from_yaml
+    from cliplet.recipes import RECIPES, recipe
+
+    if not name and not file:
+        raise ConfigError("say what to train: cliplet train RECIPE", nearest("", RECIPES))
+    base = recipe(name) if name else RunConfig()
+    if not file:
+        return base
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: the configuration cannot be read: {error}") from None
+    config = from_yaml(text, file, base)
+    if not name and config.name in RECIPES:
+        config = from_yaml(text, file, recipe(config.name))
+    return config
+
+
+def evaluate(words: list[str]) -> None:
+    """Measure a model on a data set: recall both ways by Karpathy's protocol."""
+    import tyro
+
+    @dataclasses.dataclass
+    class Options:
+        model: Annotated[Path, tyro.conf.Positional]
+        """Model folder."""
+        data: Annotated[Path, tyro.conf.Positional]
+        """Annotation file or data-set folder."""
+        split: str = "test"
+        """Split to measure on; all takes every picture."""
+        images: Path | None = None
+        """Folder of the pictures, where it cannot be found from the annotation file."""
+        json: bool = False
+        """Print JSON instead of a table."""
+        quarantine: Path | None = None
+        """Write pictures and captions that had to be left out to this file, as JSON lines."""
+
+    options: Options = _parse(Options, "evaluate", words, evaluate.__doc__ or "")
+
+    from cliplet.console import progress_bar, recall_table
+    from cliplet.data.readers import read_source
+    from cliplet.data.records import Quarantine
+    from cliplet.evaluation import evaluate as evaluate_encoder
+    from cliplet.runtime.encoder import load
+
+    source = read_source(options.data, options.images)
+    records = source.select(options.split)
+    quarantine = Quarantine(options.quarantine)
+    quarantine.extend(source.problems)
+    with progress_bar("embedding") as progress:
+        metrics = evaluate_encoder(load(options.model), records, quarantine, progress).metrics
+    if options.json:
+        facts = {"model": str(options.model), "data": str(options.data), "split": options.split}
+        print(json_module.dumps({**facts, "left_out": len(quarantine), "metrics": metrics}, indent=2))
+        return
+    from rich import print as show
+
+    show(recall_table(metrics, f"{options.model} on {options.data}, split {options.split}"))
+    if quarantine:
+        print(quarantine.summary())
+
+
+def inspect(words: list[str]) -> None:
+    """Say what a data set or a model folder holds, and draw a contact sheet of the data."""
+    import tyro
+
+    @dataclasses.dataclass
+    class Options:
+        path: Annotated[Path, tyro.conf.Positional]
+        """Annotation file, data-set folder or model folder."""
+        images: Path | None = None
+        """Folder of the pictures, where it cannot be found from the annotation file."""
+        sheet: Path = Path("contact_sheet.png")
+        """Where to draw some pictures of each split with their captions."""
+        json: bool = False
+        """Print JSON instead of tables."""
+
+    options: Options = _parse(Options, "inspect", words, inspect.__doc__ or "")
+
+    from cliplet import model_folder
+
+    if model_folder.is_model_folder(options.path):
+        _inspect_model(options.path, options.json)
+        return
+
+    from cliplet.console import progress_bar
+    from cliplet.data.inspection import inspect_source, inspection_table, write_contact_sheet
+    from cliplet.data.readers import read_source
+
+    source = read_source(options.path, options.images)
+    with progress_bar("reading pictures") as progress:
+        inspection = inspect_source(source, progress=progress)
+    write_contact_sheet(source, options.sheet)
+    if options.json:
+        print(json_module.dumps({**inspection.as_dict(), "contact_sheet": str(options.sheet)}, indent=2))
+        return
+    from rich import print as show
+
+    show(inspection_table(inspection))
+    print(f"contact sheet: {options.sheet}")
+
+
+def _inspect_model(folder: Path, json: bool) -> None:
+    from cliplet import model_folder
+    from cliplet.config import to_yaml
+
+    summary = model_folder.summarize(folder)
+    if json:
+        print(json_module.dumps({**summary, "model": summary["model"].model_dump(mode="json")}, indent=2))
+        return
+    print(f"{folder}: {summary['parameters'] / 1e6:.2f} M parameters, {summary['bytes'] / 1e6:.1f} MB of weights\n")
+    print(to_yaml(summary["model"]))
+    retrieval = summary["metrics"].get("retrieval")
+    if retrieval:
+        from rich import print as show
+
+        from cliplet.console import recall_table
+
+        show(recall_table(retrieval, f"{summary['metrics'].get('data')}, split {summary['metrics'].get('split')}"))
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "recipes": recipes,
+    "train": train,
+    "evaluate": evaluate,
+    "inspect": inspect,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

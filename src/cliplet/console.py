@@ -1,0 +1,57 @@
+"""What people see in a terminal: tables and progress. Without a terminal, progress comes as plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 10
+
+Tell = Callable[[int, int], None]  # of (done, total)
+
+
+@contextmanager
+def progress_bar(what: str, console: Console | None = None) -> Iterator[Tell]:
+    """A function to tell progress to, shown on standard error (or the console given) while the block runs."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_lines(what, console)
+        return
+    columns = TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _plain_lines(what: str, console: Console) -> Tell:
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            console.print(f"{what}: {done:,} of {total:,}", highlight=False)
+
+    return tell
+
+
+def recall_table(metrics: dict[str, float], title: str) -> Table:
+    """Recalls and ranks in both directions. `metrics`: from `retrieval_metrics`."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("", "R@1", "R@5", "R@10", "median rank", "mean rank"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, direction in (("image→text", "image_to_text"), ("text→image", "text_to_image")):
+        recalls = [f"{metrics[f'{direction}_R@{k}']:.1f}" for k in (1, 5, 10)]
+        table.add_row(
+            name, *recalls, f"{metrics[f'{direction}_median_rank']:g}", f"{metrics[f'{direction}_mean_rank']:.1f}"
+        )
+    table.caption = (
+        f"{metrics['images']:,} pictures, {metrics['captions']:,} captions, rsum {metrics['rsum']:.1f}; "
+        "in percent; all captions of a picture are right, ties count against the model"
+    )
+    return table

@@ -1,0 +1,126 @@
+"""The whole tool in a few minutes: render scenes, train on them, measure on unseen combinations, search."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from cliplet import drawing
+from cliplet.config import RunConfig
+from cliplet.console import progress_bar, recall_table
+from cliplet.data.readers import read_source
+from cliplet.data.scenes import ANNOTATIONS, render_scenes
+from cliplet.errors import ClipletError, TrainingError
+from cliplet.evaluation import Evaluation, evaluate
+from cliplet.recipes import demo as demo_recipe
+from cliplet.runtime.encoder import Encoder, load
+
+TRAIN, VAL, TEST = 4000, 300, 500
+
+Answer = tuple[str, list[tuple[Path, float, bool]]]
+
+# What is asked, and what a scene's object (or the scene itself) must be for the answer to be right.
+QUERIES = (
+    ("a large red circle", {"shape": "circle", "colour": "red", "size": "large"}),
+    ("a small blue star", {"shape": "star", "colour": "blue", "size": "small"}),
+    ("a striped green heart", {"shape": "heart", "colour": "green", "texture": "striped"}),
+    ("a checked square", {"shape": "square", "texture": "checked"}),
+    ("something white at the seaside", {"colour": "white", "background": "beach"}),
+)
+
+
+def run_demo(output: Path, seed: int, console: Console | None = None) -> Evaluation:
+    """Renders into `output`/data, trains the recipe `demo` into `output`, measures it on the test split and draws
+    the answers to a few queries. An earlier demo in `output` is replaced; another folder there is refused.
+
+    Returns the evaluation on the test split, whose pictures all show a pair of shape and colour unseen in training.
+    """
+    console = console or Console()
+    try:
+        from cliplet.training import train
+    except ModuleNotFoundError as error:
+        raise ClipletError(
+            f"the demo trains a model and needs the package {error.name}", "Install it: pip install 'cliplet[train]'."
+        ) from None
+    _clear(output)
+    data = output / "data"
+    console.print(f"1. Rendering {TRAIN + VAL + TEST:,} scenes into {data}", highlight=False)
+    size = demo_recipe().model.preprocess.image_size
+    with progress_bar("rendering", console) as progress:
+        render_scenes(data, TRAIN, VAL, TEST, seed=seed, image_size=size, progress=progress)
+
+    console.print("2. Training the recipe `demo` on them", highlight=False)
+    config = _configure(output, data, seed)
+    run = train(config, command=f"cliplet demo --output {output} --seed {seed}", console=console)
+
+    console.print(
+        "3. Measuring the best model on 500 test scenes with combinations never seen in training", highlight=False
+    )
+    encoder = load(run.model_folder)
+    test = read_source(data).select("test")
+    with progress_bar("embedding", console) as progress:
+        evaluation = evaluate(encoder, test, progress=progress)
+
+    console.print("4. Searching the test scenes for a few things", highlight=False)
+    answers = _answer(encoder, evaluation, _scenes(data))
+    queries = output / "queries.png"
+    drawing.save_picture(drawing.query_sheet(answers), queries)
+    for query, hits in answers:
+        right = sum(hit[2] for hit in hits)
+        console.print(f"   {query!r}: {right} of the first {len(hits)} right, best {hits[0][0].name}", highlight=False)
+    console.print()
+    console.print(recall_table(evaluation.metrics, "demo, test split"))
+    console.print(
+        f"pictures found: {queries}\nreport:         {run.report}\nmodel:          {run.model_folder}\n"
+        f"scenes:         {data / 'images'}",
+        highlight=False,
+        markup=False,
+    )
+    return evaluation
+
+
+def _configure(output: Path, data: Path, seed: int) -> RunConfig:
+    recipe = demo_recipe()
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"path": str(data)}),
+            "train": recipe.train.model_copy(update={"output": str(output), "seed": seed}),
+        }
+    )
+
+
+def _clear(output: Path) -> None:
+    """Removes what an earlier demo left, so that a second demo is a whole one. The scenes stay: they are the same."""
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not (output / "data" / ANNOTATIONS).is_file() and not (output / "data" / "images").is_dir():
+        raise TrainingError(f"{output}: is there and is no earlier demo", "Name another folder with --output.")
+    for name in ("model", "last", "tensorboard"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ("config.yaml", "log.jsonl", "checkpoint.pt", "quarantine.jsonl", "report.html", "queries.png"):
+        (output / name).unlink(missing_ok=True)
+
+
+def _scenes(data: Path) -> dict[str, dict[str, Any]]:
+    """What each rendered file shows, by its name."""
+    images = json.loads((data / ANNOTATIONS).read_text(encoding="utf-8"))["images"]
+    return {image["filename"]: image["scene"] for image in images}
+
+
+def _answer(encoder: Encoder, evaluation: Evaluation, scenes: dict[str, dict[str, Any]], k: int = 6) -> list[Answer]:
+    """For each query its k best pictures as (file, cosine, whether the scene shows what was asked)."""
+    scores_QN = encoder.encode_text([query for query, _ in QUERIES]) @ evaluation.image_ND.T
+    answers = []
+    for (query, wanted), scores_N in zip(QUERIES, scores_QN, strict=True):
+        best = [(Path(evaluation.records[i].image), float(scores_N[i])) for i in np.argsort(-scores_N)[:k]]
+        answers.append((query, [(file, score, _shows(scenes[file.name], wanted)) for file, score in best]))
+    return answers
+
+
+def _shows(scene: dict[str, Any], wanted: dict[str, str]) -> bool:
+    return any(wanted.items() <= {**thing, "background": scene["background"]}.items() for thing in scene["objects"])

@@ -1,0 +1,56 @@
+"""Multi-positive InfoNCE. B images, C captions, D embed_dim."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def info_nce(
+    image_BD: torch.Tensor,
+    text_CD: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    caption_image_C: torch.Tensor,
+    soft_targets: bool = True,
+) -> torch.Tensor:
+    """Symmetric contrastive loss in which every caption of a picture is right; a scalar in float32 (or float64).
+
+    `image_BD`, `text_CD`: unit features. `logit_scale`: the factor itself, not its logarithm.
+    `caption_image_C`: for each caption the row of its picture, so pictures may have any number of captions.
+
+    Image to text: KL divergence from the target that is uniform over the picture's captions; with
+    `soft_targets=False`, cross-entropy against its first caption, its others counting as wrong. A picture without
+    captions has no target and is left out of this mean. Text to image: cross-entropy of each caption against
+    its picture. The loss is the mean of the two. With one caption a picture it is the loss of CLIP (Radford et al.
+    2021, arXiv:2103.00020); uniform targets as in supervised contrastive learning (Khosla et al. 2020,
+    arXiv:2004.11362) and TinyCLIP-ConvFFN. Being a divergence, it starts near ln B in both directions for any K
+    captions a picture, and features that are all alike give exactly ln B.
+
+    Raises ValueError where the shapes do not fit each other.
+    """
+    images, captions = len(image_BD), len(text_CD)
+    if caption_image_C.shape != (captions,) or image_BD.shape[1:] != text_CD.shape[1:]:
+        raise ValueError(
+            f"image features {tuple(image_BD.shape)}, text features {tuple(text_CD.shape)} and "
+            f"caption_image {tuple(caption_image_C.shape)} do not fit"
+        )
+    if not images or not captions:
+        raise ValueError("a loss needs at least one image and one caption")
+    if image_BD.dtype in (torch.float16, torch.bfloat16):
+        image_BD, text_CD = image_BD.float(), text_CD.float()
+    with torch.autocast(image_BD.device.type, enabled=False):
+        logits_BC = logit_scale * image_BD @ text_CD.T
+
+    text_to_image = F.cross_entropy(logits_BC.T, caption_image_C)
+
+    owned_BC = caption_image_C == torch.arange(images, device=caption_image_C.device)[:, None]
+    count_B = owned_BC.sum(1)
+    has_caption_B = count_B > 0
+    if soft_targets:
+        target_BC = owned_BC / count_B.clamp(min=1)[:, None]
+        divergence_B = -(target_BC * logits_BC.log_softmax(1)).sum(1) - count_B.clamp(min=1).log()
+    else:
+        first_B = owned_BC.int().argmax(1)  # argmax gives the first of equals
+        divergence_B = F.cross_entropy(logits_BC, first_B, reduction="none")
+    image_to_text = (divergence_B * has_caption_B).sum() / has_caption_B.sum()
+    return (image_to_text + text_to_image) / 2

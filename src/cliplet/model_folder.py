@@ -1,0 +1,131 @@
+"""The contract between workshop and runtime: a folder that says all there is to know of a model. No torch.
+
+config.json         format version, the model's configuration, the text tower's architecture
+model.safetensors   weights
+tokenizer.json      the tokenizer, whole
+metrics.json        what was measured, on which data
+README.md           the model card
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from safetensors import safe_open
+
+from cliplet.config import Config, ModelConfig, validated
+from cliplet.errors import ConfigError, ModelError
+from cliplet.runtime.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+METRICS, CARD = "metrics.json", "README.md"
+
+
+class Description(Config):
+    """config.json."""
+
+    format: str = "cliplet"
+    format_version: int = FORMAT_VERSION
+    model: ModelConfig
+    text_architecture: dict[str, Any] | None = Field(default=None)
+
+
+def is_model_folder(folder: str | Path) -> bool:
+    """Whether a path looks like a model folder, good or damaged."""
+    return (Path(folder) / CONFIG).is_file() and not (Path(folder) / "log.jsonl").is_file()
+
+
+def read_description(folder: str | Path) -> Description:
+    """What a model folder says of its model. Raises ModelError naming what is wrong with the folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder")
+    for name in (CONFIG, WEIGHTS, TOKENIZER):
+        if not (folder / name).is_file():
+            inside = next((sub for sub in ("model", "last") if (folder / sub / CONFIG).is_file()), None)
+            hint = f"The model is in {folder / inside}." if inside else "Train one: cliplet train RECIPE."
+            raise ModelError(f"{folder}: is no model folder, for it has no {name}", hint)
+    try:
+        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{folder / CONFIG}: is not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != "cliplet":
+        raise ModelError(f"{folder}: is a model folder of another tool", "cliplet opens folders that cliplet wrote.")
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        raise ModelError(
+            f"{folder}: is of format version {version}; this cliplet reads version {FORMAT_VERSION}",
+            "Upgrade cliplet." if newer else "Train or export the model again with this cliplet.",
+        )
+    try:
+        return validated(Description, data, str(folder / CONFIG))
+    except ConfigError as error:
+        raise ModelError(error.message, error.hint) from None
+
+
+def summarize(folder: str | Path) -> dict[str, Any]:
+    """What `cliplet inspect` shows: `model` (ModelConfig), `parameters`, `bytes` of weights, `metrics`.
+
+    Reads the headers of the weights only. Raises ModelError.
+    """
+    description = read_description(folder)
+    weights = Path(folder) / WEIGHTS
+    try:
+        with safe_open(weights, framework="numpy") as tensors:
+            counts = [math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
+        metrics = json.loads((Path(folder) / METRICS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        metrics = {}
+    except Exception as error:  # safetensors raises its own kind, json another
+        raise ModelError(f"{folder}: is damaged: {error}") from None
+    return {"model": description.model, "parameters": sum(counts), "bytes": weights.stat().st_size, "metrics": metrics}
+
+
+def write(
+    folder: str | Path,
+    description: Description,
+    weights: dict[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    card: str = "",
+    metrics: dict[str, Any] | None = None,
+) -> None:
+    """Writes a model folder beside its place and moves it there, so that no reader ever sees half of one.
+
+    `weights`: named torch tensors, contiguous and on the CPU. An earlier model folder there is replaced; any other
+    folder that is not empty is left alone and ModelError raised.
+    """
+    from safetensors.torch import save_file  # only the workshop writes weights
+
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder):
+        raise ModelError(f"{folder}: is there already and is no model folder", "Name another place.")
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+        tokenizer.save(fresh / TOKENIZER)
+        (fresh / CONFIG).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (fresh / METRICS).write_text(json.dumps(metrics or {}, indent=2) + "\n", encoding="utf-8")
+        (fresh / CARD).write_text(card, encoding="utf-8")
+        _replace(folder, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace(folder: Path, fresh: Path) -> None:
+    """`fresh` in the place of `folder`. Folders cannot be swapped in one step everywhere, so the old steps aside."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

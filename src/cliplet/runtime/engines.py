@@ -1,0 +1,73 @@
+"""What computes features. One small interface; the torch engine is the one there is so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from cliplet.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from cliplet.models import DualEncoder
+
+
+class Engine(Protocol):
+    """Computes features for whole batches. B images, C captions, L tokens, D embed_dim, S image_size."""
+
+    def image_features(self, pixels_BSS3: np.ndarray) -> np.ndarray:
+        """uint8 pixels to unit features (B, D) float32."""
+        ...
+
+    def text_features(self, input_ids_CL: np.ndarray, attention_mask_CL: np.ndarray) -> np.ndarray:
+        """int64 ids and mask to unit features (C, D) float32."""
+        ...
+
+
+class TorchEngine:
+    """A DualEncoder as an engine: in evaluation mode while it computes, and back as it was after."""
+
+    def __init__(self, model: DualEncoder, precision: str = "fp32"):
+        self.model = model
+        self.precision = precision
+
+    @classmethod
+    def open(cls, folder: str | Path) -> TorchEngine:
+        """Opens a model folder. Raises ModelError without torch, or for a folder that is no good."""
+        try:
+            from cliplet.models import DualEncoder
+        except ModuleNotFoundError as error:
+            raise ModelError(
+                f"opening {folder} needs the package {error.name}, which is not installed",
+                "Install it with: pip install 'cliplet[train]'.",
+            ) from None
+        return cls(DualEncoder.from_pretrained(folder))
+
+    def image_features(self, pixels_BSS3: np.ndarray) -> np.ndarray:
+        import torch
+
+        pixels_B3SS = torch.from_numpy(pixels_BSS3).permute(0, 3, 1, 2)
+        return self._run(lambda device: self.model.encode_image(pixels_B3SS.to(device)))
+
+    def text_features(self, input_ids_CL: np.ndarray, attention_mask_CL: np.ndarray) -> np.ndarray:
+        import torch
+
+        ids, mask = torch.from_numpy(input_ids_CL), torch.from_numpy(attention_mask_CL)
+        return self._run(lambda device: self.model.encode_text(ids.to(device), mask.to(device)))
+
+    def _run(self, compute: Callable[[torch.device], torch.Tensor]) -> np.ndarray:
+        import torch
+
+        device = next(self.model.parameters()).device
+        training = self.model.training
+        self.model.eval()
+        try:
+            bf16 = self.precision == "bf16"
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                return compute(device).cpu().numpy()
+        finally:
+            self.model.train(training)

@@ -1,0 +1,77 @@
+"""Sentences to token ids, without torch: a thin, strict hold on a `tokenizer.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from cliplet.errors import ModelError
+
+PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
+
+
+class Tokenizer:
+    """Sentences to (N, L) ids and mask, padded to the longest of the call, cut to `context_length`.
+
+    What the file itself says of padding and truncation is overruled: the model's configuration knows better.
+    A cut text keeps its closing special token. Safe to call from many threads.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, context_length: int):
+        # A copy, for truncation is a setting of the object and the caller's stays as it was.
+        self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._backend.no_padding()
+        self._backend.enable_truncation(context_length)
+        self.context_length = context_length
+        self.pad_id = _pad_id(self._backend)
+
+    @classmethod
+    def from_file(cls, file: str | Path, context_length: int) -> Tokenizer:
+        """Opens a tokenizer.json. Raises ModelError where it is missing or not one."""
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception for all of it
+            raise ModelError(f"{file}: cannot be opened as a tokenizer: {error}") from None
+        return cls(backend, context_length)
+
+    @classmethod
+    def from_json(cls, text: str, context_length: int) -> Tokenizer:
+        """Opens the text of a tokenizer.json."""
+        return cls(tokenizers.Tokenizer.from_str(text), context_length)
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json."""
+        return self._backend.to_str()
+
+    def save(self, file: str | Path) -> None:
+        """Writes tokenizer.json."""
+        Path(file).write_text(json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False), encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries, added ones included; ids lie below it."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and attention mask of `texts`, both (N, L) int64, L the longest text's length."""
+        encoded = [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
+        longest = max(1, max(map(len, encoded), default=1))
+        ids = np.full((len(encoded), longest), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(encoded), longest), dtype=np.int64)
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : max(1, len(tokens))] = 1  # a text of no tokens attends to one padding, not to nothing
+        return ids, mask
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than `context_length` tokens."""
+        return sum(bool(encoding.overflowing) for encoding in self._backend.encode_batch(list(texts)))
+
+
+def _pad_id(backend: tokenizers.Tokenizer) -> int:
+    """The id that fills short rows. Any would do, since the mask hides it; the tokenizer's own reads best."""
+    return next((id_ for token in PAD_TOKENS if (id_ := backend.token_to_id(token)) is not None), 0)

@@ -1,0 +1,79 @@
+"""Parameter groups, the learning-rate schedule, and the precision to compute in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from cliplet.config import OptimConfig
+from cliplet.errors import TrainingError
+from cliplet.models import DualEncoder
+
+
+def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with its own peak rate for each tower and for heads and temperature.
+
+    Matrices decay; norms, biases and temperature do not. Frozen parameters are in it too and get no gradient, so that
+    a later stage finds its groups as they were.
+    """
+    heads = nn.ModuleList([model.image_head, model.text_head, model.temperature])
+    parts = {"image": (model.image_tower, config.image_lr), "text": (model.text_tower, config.text_lr)}
+    groups = []
+    for name, (module, rate) in {**parts, "head": (heads, config.head_lr)}.items():
+        matrices = [p for p in module.parameters() if p.ndim >= 2]
+        others = [p for p in module.parameters() if p.ndim < 2]
+        groups.append({"name": name, "params": matrices, "peak_lr": rate, "weight_decay": config.weight_decay})
+        groups.append({"name": f"{name}, no decay", "params": others, "peak_lr": rate, "weight_decay": 0.0})
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=1e-6, fused=True)
+
+
+def learning_rate(step: int, total: int, stage_start: int, config: OptimConfig) -> float:
+    """The share of its peak that each rate has at `step` of `total`, both counted over all stages.
+
+    One cosine from 1 to `final_lr` over the whole run, times a linear rise at the start of each stage: what a
+    stage sets free has no Adam statistics yet, and full rates at once would undo its pretraining.
+    """
+    warmup = max(1, round(config.warmup * total))
+    rise = min(1.0, (step - stage_start + 1) / warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
+    return rise * (config.final_lr + (1 - config.final_lr) * cosine)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Sets every group's rate to this share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["peak_lr"]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes the best there is. Raises TrainingError for one that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"the device {name!r} cannot be used: {reason}", "Use --train.device auto.") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`fp32` or `bf16`; `auto` takes bf16 where the hardware has instructions for it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "cpu":
+        # Without these instructions bf16 is emulated, and slower than fp32.
+        fast = (
+            getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+            or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+        )
+        return "bf16" if fast else "fp32"
+    return "fp32"

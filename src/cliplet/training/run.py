@@ -1,0 +1,190 @@
+"""A run from its configuration to its results: opening the folder, resuming, finishing.
+
+A run folder holds config.yaml, log.jsonl, tensorboard/, quarantine.jsonl (if anything was bad), checkpoint.pt,
+two model folders, model/ (best on validation) and last/, and report.html.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cliplet.config import RunConfig, to_yaml
+from cliplet.data.readers import read_source
+from cliplet.data.records import ImageText, Quarantine
+from cliplet.errors import TrainingError
+from cliplet.evaluation import Evaluation
+from cliplet.evaluation.report import write_report
+from cliplet.model_card import model_card
+from cliplet.models import DualEncoder
+from cliplet.training.checkpoint import Checkpoint, set_random_state
+from cliplet.training.optim import build_optimizer, choose_device, choose_precision
+from cliplet.training.run_log import RunLog, read_log
+from cliplet.training.trainer import CHECKPOINT, State, Trainer
+
+QUERIES_SHOWN = 10
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    folder: Path
+    model_folder: Path  # the best model
+    evaluation: Evaluation  # of the best model on the validation split, in fp32
+    quarantine: Quarantine
+    report: Path
+
+
+def train(config: RunConfig, *, resume: bool = False, command: str = "", console: Console | None = None) -> Run:
+    """Trains what `config` says, into its run folder; with `resume`, goes on from the folder's checkpoint.
+
+    Ctrl-C (or SIGTERM) finishes the step, writes a checkpoint and raises Interrupted. The same configuration
+    gives, on the same machine's CPU, the same weights, resumed or not. `command` goes into the model card.
+    Raises ClipletError, with what to do, for everything that a user can put right.
+    """
+    console = console or Console()
+    folder = config.output
+    checkpoint = Checkpoint.load(folder / CHECKPOINT) if resume else None
+    if checkpoint:
+        checkpoint.refuse_other_config(config)
+    else:
+        _claim(folder)
+    device = choose_device(config.train.device)
+    precision = choose_precision(config.train.precision, device)
+    source = read_source(config.data.path, config.data.images)
+    train_records = source.select(config.data.train_split)[: config.data.max_images]
+    val_records = source.select(config.data.val_split)
+    torch.manual_seed(config.train.seed)
+    say = lambda message: console.print(message, highlight=False, markup=False)  # noqa: E731
+    state = _restore(checkpoint, device) if checkpoint else _begin(config, train_records, device, say)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    quarantine = Quarantine(folder / "quarantine.jsonl")
+    quarantine.extend(source.problems)
+    trainer = Trainer(config, state, device, precision, train_records, val_records, quarantine)
+    _announce(trainer, say, resumed=checkpoint is not None)
+    with RunLog(folder, console, trainer.total_steps, trainer.global_step) as log, _asked_to_stop() as stop:
+        trainer.fit(log, stop)
+    return _finish(config, trainer, command, say)
+
+
+def _claim(folder: Path) -> None:
+    """Refuses a folder in which another run lies."""
+    if (folder / CHECKPOINT).exists() or (folder / "log.jsonl").exists():
+        raise TrainingError(
+            f"{folder}: holds a run already",
+            "Add --resume to go on with it, or name another folder with --train.output.",
+        )
+
+
+def _begin(config: RunConfig, records: list[ImageText], device: torch.device, say: Callable[[str], None]) -> State:
+    captions = (caption for record in records for caption in record.captions)
+    model = DualEncoder.build(config.model, captions, say)
+    return _on_device(model, config, device)
+
+
+def _restore(checkpoint: Checkpoint, device: torch.device) -> State:
+    model = DualEncoder.skeleton(checkpoint.config.model, checkpoint.tokenizer, checkpoint.text_architecture)
+    model.load_state_dict(checkpoint.model)
+    state = _on_device(model, checkpoint.config, device)
+    state.optimizer.load_state_dict(checkpoint.optimizer)
+    state.epoch, state.step, state.best = checkpoint.epoch, checkpoint.step, checkpoint.best
+    set_random_state(checkpoint.random)
+    return state
+
+
+def _on_device(model: DualEncoder, config: RunConfig, device: torch.device) -> State:
+    # Channels last is what convolutions are fast in, on CPUs and GPUs alike; transformers do not mind.
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return State(model, build_optimizer(model, config.optim))
+
+
+def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> None:
+    config, model, tokenizer = trainer.config, trainer.state.model, trainer.state.model.tokenizer
+    captions = [caption for record in trainer.train_records for caption in record.captions]
+    cut, length = tokenizer.count_cut(captions), tokenizer.context_length
+    say(
+        f"{config.name}: {model.count_parameters() / 1e6:.1f} M parameters, {len(trainer.train_records):,} pictures "
+        f"and {len(captions):,} captions to train on, {len(trainer.val_records):,} pictures to validate on; "
+        f"{trainer.device}, {trainer.precision}, {trainer.epochs} epochs of {len(trainer.loader)} steps"
+    )
+    if cut:
+        say(f"{cut:,} captions are longer than {length} tokens and are cut (model.text.context_length)")
+    if trainer.loader.batch_size < config.train.batch_size:
+        say(
+            f"the batch holds {trainer.loader.batch_size} pictures, all there are, instead of {config.train.batch_size}"
+        )
+    if resumed:
+        say(f"resumed at step {trainer.global_step} of {trainer.total_steps}")
+
+
+def _finish(config: RunConfig, trainer: Trainer, command: str, say: Callable[[str], None]) -> Run:
+    """Measures the best model again in fp32, as anyone who opens it will, and writes what the run leaves behind."""
+    folder, state = config.output, trainer.state
+    parameters = state.model.count_parameters()
+    state.model.save_pretrained(folder / "last", card=model_card(config, parameters, {}, command))
+    best = DualEncoder.from_pretrained(folder / "model").to(trainer.device)
+    evaluation = trainer.evaluate(best, "fp32")
+    measured = {
+        "data": Path(config.data.path).name,
+        "split": config.data.val_split,
+        "epoch": state.best["epoch"],
+        "retrieval": evaluation.metrics,
+    }
+    card = model_card(config, parameters, evaluation.metrics, command)
+    best.cpu().save_pretrained(folder / "model", card=card, metrics=measured)
+    report = folder / "report.html"
+    step = max(1, len(evaluation.captions) // QUERIES_SHOWN)
+    write_report(
+        report,
+        title=f"cliplet: {config.name}",
+        metrics=evaluation.metrics,
+        history=read_log(folder / "log.jsonl"),
+        queries=evaluation.top_images(range(0, len(evaluation.captions), step)[:QUERIES_SHOWN]),
+        facts={
+            "data": f"{config.data.path}: trained on {config.data.train_split} "
+            f"({len(trainer.train_records):,} pictures), measured on {config.data.val_split}",
+            "model": f"{parameters / 1e6:.1f} M parameters, best epoch {state.best['epoch']} of {trainer.epochs}",
+            "computed on": f"{trainer.device}, {trainer.precision}",
+            "left out": f"{len(trainer.quarantine):,} bad records or files",
+            "command": command or "cliplet.train(config)",
+            "seed": str(config.train.seed),
+        },
+        chance=math.log(trainer.loader.batch_size),
+    )
+    if trainer.quarantine:
+        say(trainer.quarantine.summary())
+    return Run(folder, folder / "model", evaluation, trainer.quarantine, report)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, once; the second Ctrl-C interrupts at once, as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals reach the main thread only
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

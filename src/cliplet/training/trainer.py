@@ -1,0 +1,228 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cliplet.config import RunConfig
+from cliplet.data.loader import TrainLoader
+from cliplet.data.records import ImageText, Quarantine
+from cliplet.errors import TrainingError
+from cliplet.evaluation import Evaluation, evaluate
+from cliplet.models import DualEncoder
+from cliplet.runtime.encoder import Encoder
+from cliplet.runtime.engines import TorchEngine
+from cliplet.training.checkpoint import Checkpoint, random_state
+from cliplet.training.optim import learning_rate, set_learning_rate
+from cliplet.training.run_log import RunLog
+from cliplet.training.stages import set_trainable, stage_at
+from cliplet.training.step import StepResult, train_step
+
+CHECKPOINT = "checkpoint.pt"
+CHANCE_STEPS = 100  # steps whose mean loss is held against chance
+
+
+class Interrupted(TrainingError):
+    """The user, or the system, asked the run to stop; a checkpoint is written."""
+
+
+@dataclass
+class State:
+    """What changes while a run goes on."""
+
+    model: DualEncoder
+    optimizer: torch.optim.AdamW
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    best: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """The loop. Everything it needs is given to it; it reads no files but those of the records."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        state: State,
+        device: torch.device,
+        precision: str,
+        train_records: list[ImageText],
+        val_records: list[ImageText],
+        quarantine: Quarantine,
+    ):
+        self.config, self.state, self.device, self.precision = config, state, device, precision
+        self.train_records, self.val_records, self.quarantine = train_records, val_records, quarantine
+        self.loader = TrainLoader(
+            train_records,
+            state.model.tokenizer,
+            batch_size=config.train.batch_size,
+            image_size=config.model.preprocess.image_size,
+            data=config.data,
+            augment=config.augment,
+            seed=config.train.seed,
+            quarantine=quarantine,
+        )
+        self.epochs = config.train.epochs
+        self.total_steps = self.epochs * len(self.loader)
+        self.meter = Meter(self.loader.batch_size)
+
+    @property
+    def global_step(self) -> int:
+        """Steps made since the run began."""
+        return self.state.epoch * len(self.loader) + self.state.step
+
+    def fit(self, log: RunLog, stop: threading.Event) -> None:
+        """Trains to the last epoch."""
+        state, config = self.state, self.config
+        while state.epoch < self.epochs:
+            place = stage_at(config.train.stages, state.epoch)
+            trained = set_trainable(state.model, place.stage)
+            if state.step == 0 and state.epoch == place.first_epoch:
+                log.say(f"stage {place.number + 1}/{len(config.train.stages)} trains {trained}")
+            state.model.train()
+            self.meter.start()
+            for batch in self.loader.epoch(state.epoch, state.step):
+                self.meter.data_arrived()
+                share = learning_rate(
+                    self.global_step, self.total_steps, place.first_epoch * len(self.loader), config.optim
+                )
+                set_learning_rate(state.optimizer, share)
+                result = train_step(state.model, state.optimizer, batch.to(self.device), config, self.precision)
+                state.step += 1
+                self._after_step(result, log, stop)
+            state.epoch, state.step = state.epoch + 1, 0
+            if state.epoch % config.train.validate_every == 0 or state.epoch == self.epochs:
+                self._validate(log)
+            self.save()
+
+    def _after_step(self, result: StepResult, log: RunLog, stop: threading.Event) -> None:
+        step, config = self.global_step, self.config
+        self.meter.step_done(result.loss)
+        log.advance(step)
+        if step % config.train.log_every == 0 or self.state.step == len(self.loader):
+            self._log(result, log)
+        if config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
+            self.save()
+        if stop.is_set():
+            self.save()
+            raise Interrupted(
+                f"stopped at step {step} of {self.total_steps}; the checkpoint is written",
+                "The same command with --resume goes on from here.",
+            )
+
+    def _log(self, result: StepResult, log: RunLog) -> None:
+        step, model = self.global_step, self.state.model
+        loss = float(result.loss)
+        if not math.isfinite(loss) or not math.isfinite(float(result.grad_norm)):
+            raise TrainingError(
+                f"the loss became {loss} at step {step}",
+                "Lower the learning rates (--optim.image-lr, --optim.text-lr, --optim.head-lr), or try "
+                "--train.precision fp32.",
+            )
+        rates = {f"lr_{g['name']}": g["lr"] for g in self.state.optimizer.param_groups if "," not in g["name"]}
+        log.train(
+            step,
+            step / len(self.loader),
+            self.epochs,
+            loss=loss,
+            logit_scale=float(model.logit_scale),
+            grad_norm=float(result.grad_norm),
+            **rates,
+            **self.meter.read(),
+        )
+        if step == self.total_steps // 4 or (step >= CHANCE_STEPS and self.meter.just_full):
+            self._warn_at_chance(log)
+
+    def _warn_at_chance(self, log: RunLog) -> None:
+        chance, loss = math.log(self.loader.batch_size), self.meter.mean_loss()
+        if loss > 0.97 * chance:
+            log.warning(
+                self.global_step,
+                f"After {self.global_step} steps the loss is still {loss:.2f}, which is chance (ln of the batch size: "
+                f"{chance:.2f}): the model tells no pair from another. Usual causes: captions that do not belong to "
+                "their pictures (look with: cliplet inspect DATA); learning rates too high or too low by a factor of "
+                "ten (--optim.head-lr, --optim.image-lr, --optim.text-lr); a tower from scratch with too little data "
+                "or too few steps; pretrained weights with another mean and deviation than model.preprocess says.",
+            )
+
+    def _validate(self, log: RunLog) -> None:
+        metrics = self.evaluate(self.state.model, self.precision).metrics
+        best = not self.state.best or metrics["rsum"] > self.state.best["metrics"]["rsum"]
+        if best:
+            self.state.best = {"epoch": self.state.epoch, "metrics": metrics}
+            self.state.model.save_pretrained(self.config.output / "model")
+        log.validation(self.global_step, self.state.epoch, self.epochs, metrics, best)
+
+    def evaluate(self, model: DualEncoder, precision: str) -> Evaluation:
+        """Retrieval of a model on the validation records, through the same Encoder that users have."""
+        encoder = Encoder(
+            TorchEngine(model, precision), model.tokenizer, model.config.preprocess, model.config.embed_dim
+        )
+        return evaluate(encoder, self.val_records, self.quarantine)
+
+    def save(self) -> None:
+        """Writes the checkpoint."""
+        state, model = self.state, self.state.model
+        Checkpoint(
+            config=self.config,
+            epoch=state.epoch if state.step < len(self.loader) else state.epoch + 1,
+            step=state.step % len(self.loader),
+            model=model.state_dict(),
+            tokenizer=model.tokenizer.to_json(),
+            text_architecture=model.text_tower.architecture,
+            optimizer=state.optimizer.state_dict(),
+            random=random_state(),
+            best=state.best,
+        ).save(self.config.output / CHECKPOINT)
+
+
+class Meter:
+    """Speed, share of time waiting for data, and recent losses."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.losses: deque[torch.Tensor] = deque(maxlen=CHANCE_STEPS)
+        self.steps = 0
+        self.start()
+
+    def start(self) -> None:
+        """Begins to measure, at the start of an epoch or after a line of the log."""
+        self._since = self._mark = time.monotonic()
+        self._waited, self._counted = 0.0, 0
+
+    def data_arrived(self) -> None:
+        """A batch is there; what passed since the last step was waiting."""
+        self._waited += time.monotonic() - self._mark
+
+    def step_done(self, loss: torch.Tensor) -> None:
+        """A step is done."""
+        self.losses.append(loss)
+        self.steps += 1
+        self._counted += 1
+        self._mark = time.monotonic()
+
+    @property
+    def just_full(self) -> bool:
+        """Whether about CHANCE_STEPS more losses have come in since the last time."""
+        return self.steps % CHANCE_STEPS < 10
+
+    def mean_loss(self) -> float:
+        """Mean of the last losses, CHANCE_STEPS of them at most."""
+        return float(torch.stack(list(self.losses)).mean())
+
+    def read(self) -> dict[str, float]:
+        """Images a second and the share of time spent waiting for data, since the last call."""
+        elapsed = max(1e-9, time.monotonic() - self._since)
+        figures = {
+            "images_per_second": self._counted * self.batch_size / elapsed,
+            "data_wait": self._waited / elapsed,
+        }
+        self.start()
+        return figures
