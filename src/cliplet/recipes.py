@@ -70,12 +70,12 @@ def finetune() -> RunConfig:
             image_head=HeadConfig(kind="mlp", hidden=1024, dropout=0.2),
             text_head=HeadConfig(kind="mlp", hidden=1024, dropout=0.2),
         ),
-        optim=OptimConfig(image_lr=2e-4, text_lr=5e-5, head_lr=1e-3),
+        optim=OptimConfig(image_lr=2e-4, text_lr=1e-4, head_lr=1e-3),
         train=TrainConfig(
             batch_size=128,
             stages=(
                 StageConfig(epochs=1, image_blocks=0, text_blocks=0),
-                StageConfig(epochs=9, image_blocks=5, text_blocks="all"),
+                StageConfig(epochs=9, image_blocks=4, text_blocks="all"),
             ),
         ),
     )
@@ -83,7 +83,10 @@ def finetune() -> RunConfig:
 
 def flickr8k() -> RunConfig:
     """Flickr8k from pretrained MobileNetV2 and MiniLM-L6, on two CPU cores in under 90 minutes."""
-    return finetune().model_copy(update={"name": "flickr8k"})
+    base = finetune()
+    heads, towers = base.train.stages
+    stages = (heads, towers.model_copy(update={"epochs": 15}))
+    return base.model_copy(update={"name": "flickr8k", "train": base.train.model_copy(update={"stages": stages})})
 
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {

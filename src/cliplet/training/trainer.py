@@ -26,7 +26,8 @@ from cliplet.training.stages import set_trainable, stage_at
 from cliplet.training.step import StepResult, train_step
 
 CHECKPOINT = "checkpoint.pt"
-CHANCE_STEPS = 100  # steps whose mean loss is held against chance
+CHANCE_STEPS = 100  # so many last losses are held against chance, so often
+CHANCE_SHARE = 0.97  # a mean loss above this share of chance has learnt nothing
 
 
 class Interrupted(TrainingError):
@@ -72,6 +73,7 @@ class Trainer:
         self.epochs = config.train.epochs
         self.total_steps = self.epochs * len(self.loader)
         self.meter = Meter(self.loader.batch_size)
+        self.warned_in_epoch = -1
 
     @property
     def global_step(self) -> int:
@@ -108,6 +110,8 @@ class Trainer:
         log.advance(step)
         if step % config.train.log_every == 0 or self.state.step == len(self.loader):
             self._log(result, log)
+        if step % CHANCE_STEPS == 0 or self.state.step == len(self.loader):
+            self._warn_at_chance(log)
         if config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
             self.save()
         if stop.is_set():
@@ -137,12 +141,13 @@ class Trainer:
             **rates,
             **self.meter.read(),
         )
-        if step == self.total_steps // 4 or (step >= CHANCE_STEPS and self.meter.just_full):
-            self._warn_at_chance(log)
 
     def _warn_at_chance(self, log: RunLog) -> None:
+        if self.warned_in_epoch == self.state.epoch:
+            return
         chance, loss = math.log(self.loader.batch_size), self.meter.mean_loss()
-        if loss > 0.97 * chance:
+        if loss > CHANCE_SHARE * chance:
+            self.warned_in_epoch = self.state.epoch
             log.warning(
                 self.global_step,
                 f"After {self.global_step} steps the loss is still {loss:.2f}, which is chance (ln of the batch size: "
@@ -157,7 +162,8 @@ class Trainer:
         best = not self.state.best or metrics["rsum"] > self.state.best["metrics"]["rsum"]
         if best:
             self.state.best = {"epoch": self.state.epoch, "metrics": metrics}
-            self.state.model.save_pretrained(self.config.output / "model")
+            measured = {"split": self.config.data.val_split, "epoch": self.state.epoch, "retrieval": metrics}
+            self.state.model.save_pretrained(self.config.output / "model", metrics=measured)
         log.validation(self.global_step, self.state.epoch, self.epochs, metrics, best)
 
     def evaluate(self, model: DualEncoder, precision: str) -> Evaluation:
@@ -172,8 +178,8 @@ class Trainer:
         state, model = self.state, self.state.model
         Checkpoint(
             config=self.config,
-            epoch=state.epoch if state.step < len(self.loader) else state.epoch + 1,
-            step=state.step % len(self.loader),
+            epoch=state.epoch,
+            step=state.step,
             model=model.state_dict(),
             tokenizer=model.tokenizer.to_json(),
             text_architecture=model.text_tower.architecture,
@@ -189,7 +195,6 @@ class Meter:
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
         self.losses: deque[torch.Tensor] = deque(maxlen=CHANCE_STEPS)
-        self.steps = 0
         self.start()
 
     def start(self) -> None:
@@ -204,14 +209,8 @@ class Meter:
     def step_done(self, loss: torch.Tensor) -> None:
         """A step is done."""
         self.losses.append(loss)
-        self.steps += 1
         self._counted += 1
         self._mark = time.monotonic()
-
-    @property
-    def just_full(self) -> bool:
-        """Whether about CHANCE_STEPS more losses have come in since the last time."""
-        return self.steps % CHANCE_STEPS < 10
 
     def mean_loss(self) -> float:
         """Mean of the last losses, CHANCE_STEPS of them at most."""
