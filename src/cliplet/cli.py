@@ -1,6 +1,7 @@
 """The command line: one thin function a verb. What a verb does not need is not imported for it."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: it would turn the options' annotations into text, in which tyro, that
+# each verb imports for itself, cannot be found again.
 
 import dataclasses
 import json as json_module
@@ -20,7 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status. Errors that a user can put right end in two lines, not a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()  # else a reader that has gone would be noticed only after main, as a traceback
     except ClipletError as error:
         interrupted = type(error).__name__ == "Interrupted"
         print(f"{'' if interrupted else 'error: '}{error.message}", file=sys.stderr)
@@ -33,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, a pager or `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written to
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _run(words: list[str]) -> int:
@@ -89,7 +96,7 @@ def recipes(words: list[str]) -> None:
 
     @dataclasses.dataclass
     class Options:
-        name: Annotated[str, tyro.conf.Positional] = ""
+        name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
         """Print this one as YAML."""
 
     options: Options = _parse(Options, "recipes", words, recipes.__doc__ or "")
@@ -111,7 +118,8 @@ def train(words: list[str]) -> None:
     name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
     file, words = _take_value(words, "--config")
     resume, words = "--resume" in words, [word for word in words if word != "--resume"]
-    config = _base_config(name, file)
+    asks_help = not name and not file and any(word in ("-h", "--help") for word in words)
+    config = RunConfig() if asks_help else _base_config(name, file)
     description = (
         f"{train.__doc__} Keys left out keep the recipe's values (cliplet recipes lists them); "
         "--config FILE lays a YAML file over the recipe; --resume goes on with an interrupted run."
@@ -128,7 +136,14 @@ def train(words: list[str]) -> None:
     from rich import print as show
 
     from cliplet.console import recall_table
-    from cliplet.training import train as train_model
+
+    try:
+        from cliplet.training import train as train_model
+    except ModuleNotFoundError as error:
+        raise ClipletError(
+            f"training needs the package {error.name}, which is not installed",
+            "Install it with: pip install 'cliplet[train]'.",
+        ) from None
 
     run = train_model(config, resume=resume, command=command)
     show(recall_table(run.evaluation.metrics, f"{run.model_folder} on split {config.data.val_split}"))
@@ -173,9 +188,9 @@ def evaluate(words: list[str]) -> None:
 
     @dataclasses.dataclass
     class Options:
-        model: Annotated[Path, tyro.conf.Positional]
+        model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
         """Model folder."""
-        data: Annotated[Path, tyro.conf.Positional]
+        data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
         """Annotation file or data-set folder."""
         split: str = "test"
         """Split to measure on; all takes every picture."""
@@ -217,7 +232,7 @@ def inspect(words: list[str]) -> None:
 
     @dataclasses.dataclass
     class Options:
-        path: Annotated[Path, tyro.conf.Positional]
+        path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA_OR_MODEL")]
         """Annotation file, data-set folder or model folder."""
         images: Path | None = None
         """Folder of the pictures, where it cannot be found from the annotation file."""
@@ -267,7 +282,8 @@ def _inspect_model(folder: Path, json: bool) -> None:
 
         from cliplet.console import recall_table
 
-        show(recall_table(retrieval, f"{summary['metrics'].get('data')}, split {summary['metrics'].get('split')}"))
+        data = summary["metrics"].get("data", "validation")
+        show(recall_table(retrieval, f"{data}, split {summary['metrics'].get('split')}"))
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {

@@ -239,12 +239,12 @@ def validated(model: type[Config], data: Any, where: str) -> Any:
     try:
         # By way of JSON: there, strictness forbids "5" for 5 but allows a list where a tuple is meant.
         return model.model_validate_json(json.dumps(data), strict=True)
-    except (ValidationError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # pydantic's are ValueErrors; json's are of what is no plain data
         raise _readable(error, model, where) from None
 
 
-def _readable(error: ValidationError | TypeError, model: type[Config], where: str) -> ConfigError:
-    if isinstance(error, TypeError):
+def _readable(error: ValueError | TypeError, model: type[Config], where: str) -> ConfigError:
+    if not isinstance(error, ValidationError):
         return ConfigError(f"{where}: not plain data: {error}")
     lines, hints = [], []
     for problem in error.errors():
@@ -271,7 +271,7 @@ def _known_keys(model: type[Config], path: tuple[Any, ...]) -> list[str]:
 
 def to_yaml(config: Config) -> str:
     """The configuration as YAML that `from_yaml` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def from_yaml(text: str, where: str = "configuration", base: RunConfig | None = None) -> RunConfig:
@@ -282,7 +282,7 @@ def from_yaml(text: str, where: str = "configuration", base: RunConfig | None = 
     try:
         # YAML 1.1 as PyYAML reads it takes 1e-4 for a string; people write exactly that for a learning rate.
         data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if data is None:
         data = {}
@@ -327,8 +327,13 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-4 is a number, as everywhere else."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Its counterpart, which puts the text "1e-4" in quotes."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )

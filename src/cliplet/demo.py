@@ -26,11 +26,14 @@ Answer = tuple[str, list[tuple[Path, float, bool]]]
 
 # What is asked, and what a scene's object (or the scene itself) must be for the answer to be right.
 QUERIES = (
-    ("a large red circle", {"shape": "circle", "colour": "red", "size": "large"}),
-    ("a small blue star", {"shape": "star", "colour": "blue", "size": "small"}),
-    ("a striped green heart", {"shape": "heart", "colour": "green", "texture": "striped"}),
-    ("a checked square", {"shape": "square", "texture": "checked"}),
+    ("a green heart", {"shape": "heart", "colour": "green"}),
+    ("a red ring", {"shape": "ring", "colour": "red"}),
     ("something white at the seaside", {"colour": "white", "background": "beach"}),
+    ("an orange cross against an evening sky", {"shape": "cross", "colour": "orange", "background": "sunset"}),
+    (
+        "a tiny white star in a winter landscape",
+        {"shape": "star", "colour": "white", "size": "small", "background": "snow"},
+    ),
 )
 
 

@@ -39,10 +39,14 @@ class TrainingError(ClipletError):
     """A run that cannot start, go on or be resumed."""
 
 
+LISTED = 20  # names in a hint at most; nobody reads the 1,500 that timm knows
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that offers the known names closest to `name`, or lists them all when none is close."""
+    """A hint that offers the known names closest to `name`, or lists them when none is close."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return "Did you mean " + " or ".join(close) + "?"
-    return "Known: " + ", ".join(known) + "."
+    more = f", ... ({len(known):,} in all)" if len(known) > LISTED else ""
+    return "Known: " + ", ".join(known[:LISTED]) + more + "."

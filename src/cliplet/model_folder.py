@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cliplet.config import Config, ModelConfig, validated
 from cliplet.errors import ConfigError, ModelError
@@ -100,32 +100,53 @@ def write(
 ) -> None:
     """Writes a model folder beside its place and moves it there, so that no reader ever sees half of one.
 
-    `weights`: named torch tensors, contiguous and on the CPU. An earlier model folder there is replaced; any other
-    folder that is not empty is left alone and ModelError raised.
+    `weights`: named torch tensors, contiguous and on the CPU. An earlier model folder there is replaced. Anything else
+    there, but for an empty folder, is left alone and ModelError raised, as it is when the disk is full.
     """
     from safetensors.torch import save_file  # only the workshop writes weights
 
-    folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder):
-        raise ModelError(f"{folder}: is there already and is no model folder", "Name another place.")
+    folder = Path(folder).resolve()  # of a link, what it leads to is replaced, and the link stays
+    if folder.exists() and not _may_be_replaced(folder):
+        raise ModelError(f"{folder}: is there already and is no model folder of cliplet", "Name another place.")
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     try:
+        fresh.mkdir(parents=True)
         save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
         tokenizer.save(fresh / TOKENIZER)
         (fresh / CONFIG).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (fresh / METRICS).write_text(json.dumps(metrics or {}, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
         _replace(folder, fresh)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    """Whether it is an empty folder or one that says that cliplet wrote it: other tools have a config.json too."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False
+    return isinstance(data, dict) and data.get("format") == "cliplet"
 
 
 def _replace(folder: Path, fresh: Path) -> None:
     """`fresh` in the place of `folder`. Folders cannot be swapped in one step everywhere, so the old steps aside."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a process of this number that was killed
     if folder.exists():
         folder.rename(old)
-    fresh.rename(folder)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)

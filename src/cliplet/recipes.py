@@ -32,12 +32,12 @@ def demo() -> RunConfig:
         data=DataConfig(captions_per_image=2),
         model=ModelConfig(
             embed_dim=128,
-            image=ImageTowerConfig(name="resnet10t", train_batch_norm=True),
+            image=ImageTowerConfig(name="test_resnet", train_batch_norm=True),  # timm's smallest residual network
             text=TextTowerConfig(width=128, layers=2, heads=4, context_length=48, vocab_size=1024, dropout=0.0),
             preprocess=PreprocessConfig(image_size=64),
         ),
-        optim=OptimConfig(image_lr=2e-3, text_lr=2e-3, head_lr=2e-3, weight_decay=0.05, warmup=0.05),
-        train=TrainConfig(batch_size=128, stages=(StageConfig(epochs=12),), precision="fp32"),
+        optim=OptimConfig(image_lr=4e-3, text_lr=2e-3, head_lr=2e-3),
+        train=TrainConfig(batch_size=128, stages=(StageConfig(epochs=16),), validate_every=2),
     )
 
 

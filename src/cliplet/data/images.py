@@ -16,6 +16,8 @@ MAX_PIXELS = 200_000_000  # a decompression bomb is larger; the largest camera p
 MAX_BYTES = 512 * 2**20
 MIN_SIDE = 2  # a 1x1 picture is a placeholder or a tracking pixel, not a photograph
 
+# Pillow warns of odd metadata; what matters it raises. Once and for all threads: `warnings.catch_warnings` is for one.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before decoding, with our own message
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a picture half grey is a wrong picture
 
@@ -35,14 +37,12 @@ def load_image(source: ImageLike, smallest_side: int | None = None) -> Image.Ima
     Raises ImageError with the reason: missing, not a picture, truncated, too large or 1x1.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is raised
-            image = _open(source)
-            _check_size(image)
-            if smallest_side and image.format == "JPEG":
-                image.draft(None, (smallest_side, smallest_side))
-            image.load()
-            return _to_rgb(_upright(image))
+        image = _open(source)
+        _check_size(image, _name(source))
+        if smallest_side and image.format == "JPEG" and image is not source:  # a caller's own picture stays whole
+            image.draft(None, (smallest_side, smallest_side))
+        image.load()
+        return _to_rgb(_upright(image))
     except ImageError:
         raise
     except FileNotFoundError:
@@ -88,9 +88,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _check_size(image: Image.Image) -> None:
+def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
-    name = getattr(image, "filename", "") or "picture"
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width}x{height} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} megapixels")
     if min(width, height) < MIN_SIDE:
@@ -105,13 +104,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    transparent = "transparency" in image.info  # RGB too: a PNG may name one colour that is not there
+    if image.mode == "RGB" and not transparent:
         return image
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         return Image.fromarray(_scaled_to_8_bit(np.asarray(image))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":  # Pillow knows no other way out of it
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or transparent:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -119,10 +121,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scaled_to_8_bit(values: np.ndarray) -> np.ndarray:
-    """32-bit integers and floats do not say their range: 0..1, 0..255 or 0..65535, whichever holds the largest."""
+    """32 bits do not say their range: 0..1 (floats only), 0..255 or 0..65535, whichever holds the largest number."""
+    fractions = np.issubdtype(values.dtype, np.floating)
     values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     largest = values.max(initial=0.0)
-    if np.issubdtype(values.dtype, np.floating) and largest <= 1.0:
+    if fractions and largest <= 1.0:
         values = values * 255.0
     elif largest > 255.0:
         values = values / max(257.0, largest / 255.0)
@@ -132,6 +135,8 @@ def _scaled_to_8_bit(values: np.ndarray) -> np.ndarray:
 def _name(source: Any) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
+    if getattr(source, "filename", ""):
+        return str(source.filename)
     return {"bytes": "picture given as bytes", "ndarray": "picture given as an array"}.get(
         type(source).__name__, f"picture given as {type(source).__name__}"
     )

@@ -141,7 +141,9 @@ class TrainLoader:
 
     def _substitute(self, epoch: int, random: np.random.Generator, taken: list[int]) -> Sample | None:
         """Another good picture of the source that is not in the batch yet; None if none is found."""
-        for row in random.integers(len(self.records), size=SUBSTITUTES_TRIED):
+        # So many different rows that SUBSTITUTES_TRIED of them, or all that exist, are not in the batch yet.
+        count = min(len(self.records), len(taken) + SUBSTITUTES_TRIED)
+        for row in random.choice(len(self.records), count, replace=False):
             if int(row) not in taken:
                 sample = self._sample(epoch, int(row))
                 if sample:

@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ LOOKED_AT = 200  # names tried when looking for the folder of the pictures
 
 READ_FORMS = "Karpathy's JSON, Kaggle's captions.txt, Flickr8k.token.txt, and TSV or CSV of image and caption"
 
-ROW_START = re.compile(r"[^,\"]+\.(jpe?g|png|webp|gif|bmp|tiff?),", re.IGNORECASE)
+ROW_START = re.compile(r"\"?[^,\"]+\.(jpe?g|png|webp|gif|bmp|tiff?)\"?,", re.IGNORECASE)
 TOKEN_LINE = re.compile(r"^(?P<image>[^\t]+)#\d+\t(?P<caption>.*)$")
 
 
@@ -41,14 +41,14 @@ def read_source(path: str | Path, images: str | Path | None = None) -> ImageText
     """
     if not str(path):
         raise DataError("no data set was named", "Give --data.path FILE_OR_FOLDER.")
-    file = Path(path).expanduser()
-    if not file.exists():
+    file = _expanded(path)
+    if not _exists(file):
         raise DataError(f"{path}: no such file or folder")
     if file.is_dir():
         file = _annotations_in(file)
     collector = _Collector(file, _split_of_names(file.parent))
     form = _read_into(collector, file)
-    root = _image_root(collector, file, Path(images).expanduser() if images else None)
+    root = _image_root(collector, file, _expanded(images) if images else None)
     return ImageTextSource(str(file), form, collector.records(root), collector.problems)
 
 
@@ -111,7 +111,8 @@ def _read_json(collector: _Collector, file: Path) -> str:
             collector.problem(f"{where} ({name})", "its filepath and split must be texts and its sentences a list")
             continue
         image = f"{folder}/{name}" if folder else name
-        collector.picture(f"{where} ({name})", image, split)
+        if not collector.picture(f"{where} ({name})", image, split):
+            continue
         for position, sentence in enumerate(sentences):
             collector.add(f"{where} ({name}), sentence {position}", image, _raw(sentence), split)
     return "Karpathy JSON"
@@ -140,7 +141,7 @@ def _read_token_file(collector: _Collector, file: Path) -> str:
 def _read_table(collector: _Collector, file: Path, delimiter: str) -> str:
     """Rows of picture and caption, with or without a header; a column `split` is used where the header names one."""
     columns: _Columns | None = None
-    for number, row in _rows(collector, file, delimiter):
+    for number, row, text in _rows(collector, file, delimiter):
         where = f"{file.name}:{number}"
         if columns is None:
             if len(row) < 2:
@@ -150,13 +151,17 @@ def _read_table(collector: _Collector, file: Path, delimiter: str) -> str:
             columns = _header(row)
             if columns:
                 continue
-            columns = _Columns(image=0, caption=1, split=None, width=2)
-        if len(row) < columns.width:
+            columns = _Columns(image=0, caption=1, split=None, width=2, named=False)
+        while len(row) > columns.width and not row[-1].strip():
+            row.pop()
+        surplus = len(row) > columns.width
+        commas = delimiter == "," and columns.caption == columns.width - 1  # a caption that was not quoted is whole
+        if len(row) < columns.width or (surplus and columns.named and not commas):
             collector.problem(where, f"has {len(row)} columns where {columns.width} are expected")
             continue
         caption = row[columns.caption]
-        if delimiter == "," and columns.caption == columns.width - 1:
-            caption = ",".join(row[columns.caption :])  # the commas of a caption that was not quoted
+        if surplus and commas:
+            caption = ",".join(next(csv.reader([text]))[columns.caption :])  # read anew, for the spaces after commas
         collector.add(
             where, row[columns.image], caption, row[columns.split].strip() if columns.split is not None else None
         )
@@ -168,6 +173,7 @@ class _Columns(NamedTuple):
     caption: int
     split: int | None
     width: int
+    named: bool  # by a header; without one, further columns are passed over
 
 
 def _header(row: list[str]) -> _Columns | None:
@@ -177,7 +183,7 @@ def _header(row: list[str]) -> _Columns | None:
     caption = next((names.index(name) for name in CAPTION_COLUMNS if name in names), None)
     if image is None or caption is None:
         return None
-    return _Columns(image, caption, names.index("split") if "split" in names else None, len(names))
+    return _Columns(image, caption, names.index("split") if "split" in names else None, len(names), True)
 
 
 def _lines(collector: _Collector, file: Path) -> Iterator[tuple[int, str]]:
@@ -192,11 +198,11 @@ def _lines(collector: _Collector, file: Path) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
-def _rows(collector: _Collector, file: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the number of their first line. A quote that is never closed costs its own line and no other."""
+def _rows(collector: _Collector, file: Path, delimiter: str) -> Iterator[tuple[int, list[str], str]]:
+    """The number of each row's first line, its cells and its text. A quote never closed costs its line and no other."""
     if delimiter == "\t":  # tab-separated files are mostly written without quoting, so a quote is a plain character
         yield from (
-            (number, [_unquoted(cell) for cell in line.split("\t")])
+            (number, [_unquoted(cell) for cell in line.split("\t")], line)
             for number, line in _lines(collector, file)
             if line.strip()
         )
@@ -205,31 +211,35 @@ def _rows(collector: _Collector, file: Path, delimiter: str) -> Iterator[tuple[i
     position = 0
     while position < len(lines):
         number = lines[position][0]
-        text = _closed([line for _, line in lines[position : position + MAX_LINES_OF_A_ROW]])
-        if text is None:
-            collector.problem(f"{file.name}:{number}", "has a quote that is never closed")
+        ahead = [line for _, line in lines[position : position + MAX_LINES_OF_A_ROW]]
+        try:
+            cells, used = _csv_row(ahead)
+        except csv.Error as error:
+            collector.problem(f"{file.name}:{number}", f"is not CSV: {error}")
             position += 1
             continue
-        position += text.count("\n") + 1
-        if text.strip():
-            try:
-                yield number, next(csv.reader([text], skipinitialspace=True))
-            except csv.Error as error:
-                collector.problem(f"{file.name}:{number}", f"is not CSV: {error}")
+        if any(cells):
+            yield number, cells, "\n".join(ahead[:used])
+        position += used
 
 
-def _closed(lines: list[str]) -> str | None:
-    """The first line, with as many of the next as it takes to close its quotes; None where they stay open.
+def _csv_row(lines: list[str]) -> tuple[list[str], int]:
+    """The cells of the row that begins with the first line, and how many lines it takes.
 
-    A quoted cell may hold line breaks, but a line that begins like a row of its own ends the search: else a quote
-    forgotten in one row would swallow all up to the next forgotten one.
+    A quoted cell may hold line breaks, but then it must be closed as the rules say, and before a line that begins
+    like a row of its own: else a quote forgotten in one row would swallow all up to the next forgotten one.
+    Raises csv.Error.
     """
-    text = lines[0]
-    for line in lines[1:]:
-        if text.count('"') % 2 == 0 or ROW_START.match(line):
-            break
-        text += "\n" + line
-    return text if text.count('"') % 2 == 0 else None
+    reader = csv.reader([lines[0], ""], skipinitialspace=True)
+    cells = next(reader)
+    if reader.line_num == 1:  # it did not need the second line
+        return cells, 1
+    whole = [lines[0], *takewhile(lambda line: not ROW_START.match(line), lines[1:])]
+    reader = csv.reader([line + "\n" for line in whole], skipinitialspace=True, strict=True)
+    try:
+        return next(reader), reader.line_num
+    except csv.Error:
+        raise csv.Error("a quote is never closed") from None
 
 
 def _unquoted(cell: str) -> str:
@@ -250,10 +260,15 @@ class _Collector:
         self._first_seen: dict[tuple[str, str], str] = {}
 
     def problem(self, where: str, reason: str) -> None:
-        self.problems.append(Problem(where, reason))
+        writable = where.encode("utf-8", "backslashreplace").decode()
+        self.problems.append(Problem(writable, reason))
 
-    def picture(self, where: str, image: str, split: str | None = None) -> tuple[str, str]:
-        """Notes a picture, so that one without captions is named in the end."""
+    def picture(self, where: str, image: str, split: str | None = None) -> tuple[str, str] | None:
+        """Notes a picture, so that one without captions is named in the end; None for what no file can be called."""
+        image = image.strip()
+        if not image or "\0" in image or _has_surrogates(image):
+            self.problem(where, "names no picture")
+            return None
         if split is None:
             split = self._split_of_name.get(Path(image).name, "")
         key = (image, split)
@@ -263,24 +278,23 @@ class _Collector:
 
     def add(self, where: str, image: str, caption: Any, split: str | None = None) -> None:
         """One caption of a picture; a bad one becomes a problem."""
-        image = image.strip()
-        if not image or "\0" in image:
-            self.problem(where, "names no picture")
-            return
         key = self.picture(where, image, split)
+        if key is None:
+            return
         try:
             self._captions[key].append(clean_caption(caption))
         except ValueError as error:
-            self.problem(f"{where} ({image})", str(error))
+            self.problem(f"{where} ({image.strip()})", str(error))
 
     def records(self, root: Path) -> list[ImageText]:
         """The records; a picture left without captions becomes a problem."""
-        result = []
+        found: dict[tuple[str, str], list[str]] = {}
         for (image, split), captions in self._captions.items():
-            if captions:
-                result.append(ImageText(str(root / image), tuple(captions), split))
+            if captions:  # a.jpg and ./a.jpg are one picture
+                found.setdefault((str(root / image), split), []).extend(captions)
             else:
                 self.problem(self._first_seen[image, split], "has no usable caption")
+        result = [ImageText(image, tuple(captions), split) for (image, split), captions in found.items()]
         if not result:
             first = f" The first problem: {self.problems[0].where} {self.problems[0].reason}." if self.problems else ""
             raise DataError(f"{self.file}: holds no picture with a caption.{first}", f"Read are {READ_FORMS}.")
@@ -292,10 +306,10 @@ class _Collector:
 
 
 def clean_caption(caption: Any) -> str:
-    """A caption on one line, without control characters. Raises ValueError for what is none."""
+    """A caption on one line, without control characters and half characters. Raises ValueError for what is none."""
     if not isinstance(caption, str):
         raise ValueError(f"its caption is no text but {type(caption).__name__}")
-    printable = "".join(c if unicodedata.category(c) != "Cc" else " " for c in caption)
+    printable = "".join(c if unicodedata.category(c) not in ("Cc", "Cs") else " " for c in caption)
     words = printable.split()
     if not words:
         raise ValueError("its caption is empty")
@@ -309,7 +323,8 @@ def _split_of_names(folder: Path) -> dict[str, str]:
     result = {}
     for split, ending in SPLIT_LISTS.items():
         for file in folder.glob(f"*{ending}"):
-            result.update(dict.fromkeys(file.read_text(encoding="utf-8", errors="replace").split(), split))
+            lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            result.update(dict.fromkeys(map(str.strip, lines), split))
     return result
 
 
@@ -330,8 +345,28 @@ def _image_root(collector: _Collector, file: Path, images: Path | None) -> Path:
     )
 
 
-def _is_file(path: Path) -> bool:
+def _has_surrogates(text: str) -> bool:
+    """Whether the text holds halves of characters, as JSON's escapes allow: no file and no tokenizer takes them."""
     try:
-        return path.is_file()
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name where there is no such user
+        return Path(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
     except (OSError, ValueError):  # a name too long for the file system, or with a zero in it
         return False
+
+
+def _is_file(path: Path) -> bool:
+    return _exists(path) and path.is_file()

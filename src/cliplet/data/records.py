@@ -83,9 +83,7 @@ class Quarantine:
         self._seen: dict[str, str] = {}
         self._lock = threading.Lock()
         if file is not None and file.is_file():  # a resumed run goes on counting
-            for line in file.read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
-                self._seen[entry["where"]] = entry["reason"]
+            self._seen.update(_written(file))
 
     def add(self, where: str, reason: str) -> None:
         """Write one bad record down, unless it already stands there."""
@@ -95,7 +93,8 @@ class Quarantine:
             self._seen[where] = reason
             if self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                with self.file.open("a", encoding="utf-8") as stream:
+                # A name that is not UTF-8 is written as the escapes that JSON has for it.
+                with self.file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                     stream.write(json.dumps({"where": where, "reason": reason}, ensure_ascii=False) + "\n")
 
     def extend(self, problems: Iterable[Problem]) -> None:
@@ -116,3 +115,19 @@ class Quarantine:
         where, reason = next(iter(self._seen.items()))
         place = f" (all in {self.file})" if self.file else ""
         return f"{len(self._seen):,} bad records or files left out{place}; the first: {where}: {reason}"
+
+
+def _written(file: Path) -> dict[str, str]:
+    """Reasons by place from a quarantine file. A line torn by a kill or a full disk is passed over, and ended."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    entries = {}
+    for line in text.split("\n"):  # not splitlines: names may hold other kinds of line ends
+        try:
+            entry = json.loads(line)
+            entries[str(entry["where"])] = str(entry["reason"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    if text and not text.endswith("\n"):
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write("\n")
+    return entries

@@ -26,15 +26,17 @@ class View:
 def draw_view(width: int, height: int, config: AugmentConfig, random: np.random.Generator) -> View:
     """A random crop and flip of a picture of `width` x `height` pixels.
 
-    Area and log aspect ratio are uniform, as in torchvision's RandomResizedCrop; a crop that would not fit is
-    shrunk to fit instead of drawn again, so each view takes the same number of random values.
+    Area and log aspect ratio are uniform, as in torchvision's RandomResizedCrop. Where a crop of that ratio would not
+    fit, the nearest ratio that fits is taken instead of another draw: the area stays the one drawn, and each view
+    takes the same number of random values.
     """
     area, ratio, place_x, place_y, coin = random.random(5)
     area = config.crop_scale[0] + area * (config.crop_scale[1] - config.crop_scale[0])
     low, high = (math.log(value) for value in config.crop_ratio)
     # The ratio is relative to the picture's own, so that a crop of the whole area is the whole picture.
-    stretch = math.exp((low + ratio * (high - low)) / 2)
-    crop_width, crop_height = min(1.0, math.sqrt(area) * stretch), min(1.0, math.sqrt(area) / stretch)
+    side = math.sqrt(area)
+    stretch = min(max(math.exp((low + ratio * (high - low)) / 2), side), 1 / side)
+    crop_width, crop_height = min(1.0, side * stretch), min(1.0, side / stretch)
     left, top = place_x * (1 - crop_width), place_y * (1 - crop_height)
     return View(left, top, left + crop_width, top + crop_height, bool(coin < config.flip))
 

@@ -44,7 +44,7 @@ def info_nce(
     text_to_image = F.cross_entropy(logits_BC.T, caption_image_C)
 
     owned_BC = caption_image_C == torch.arange(images, device=caption_image_C.device)[:, None]
-    count_B = owned_BC.sum(1)
+    count_B = owned_BC.sum(1).to(logits_BC.dtype)
     has_caption_B = count_B > 0
     if soft_targets:
         target_BC = owned_BC / count_B.clamp(min=1)[:, None]

@@ -20,7 +20,7 @@ from cliplet.models.heads import build_head
 from cliplet.models.sources import load_exactly, read_weights
 from cliplet.models.temperature import LearnedTemperature
 from cliplet.models.text import HuggingFaceTower, TransformerTower
-from cliplet.models.tokenizers import huggingface_tokenizer, train_bpe
+from cliplet.models.tokenizers import train_bpe
 from cliplet.models.vision import ImageTower
 from cliplet.runtime.tokenizer import Tokenizer
 
@@ -56,8 +56,7 @@ class DualEncoder(nn.Module):
         text = config.text
         text_tower: HuggingFaceTower | TransformerTower
         if text.kind == "huggingface":
-            text_tower, place = HuggingFaceTower.from_sources(text, say)
-            tokenizer = huggingface_tokenizer(place, text.context_length)
+            text_tower, tokenizer = HuggingFaceTower.from_sources(text, say)
         else:
             tokenizer = train_bpe(captions, text.vocab_size, text.context_length)
             text_tower = TransformerTower(text, tokenizer.vocab_size)

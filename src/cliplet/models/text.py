@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from cliplet.config import TextTowerConfig
 from cliplet.errors import ModelError
 from cliplet.models.sources import first_that_loads, resolve
+from cliplet.models.tokenizers import huggingface_tokenizer
+from cliplet.runtime.tokenizer import Tokenizer
 
 Pooling = Literal["mean", "first", "last"]
 
@@ -55,8 +57,8 @@ class HuggingFaceTower(nn.Module):
             ) from None
 
     @classmethod
-    def from_sources(cls, config: TextTowerConfig, say: Callable[[str], None]) -> tuple[HuggingFaceTower, str]:
-        """With pretrained weights, from the first source that loads; also returns where that was."""
+    def from_sources(cls, config: TextTowerConfig, say: Callable[[str], None]) -> tuple[HuggingFaceTower, Tokenizer]:
+        """With pretrained weights and the tokenizer that belongs to them, from the first source that has both."""
         if not config.sources:
             raise ModelError(
                 "the text tower is of kind huggingface but names no source",
@@ -65,7 +67,7 @@ class HuggingFaceTower(nn.Module):
         return first_that_loads("text tower", config.sources, lambda source: cls._load(config, source), say)
 
     @classmethod
-    def _load(cls, config: TextTowerConfig, source: str) -> tuple[HuggingFaceTower, str]:
+    def _load(cls, config: TextTowerConfig, source: str) -> tuple[HuggingFaceTower, Tokenizer]:
         from transformers import AutoModel
         from transformers.utils import logging
 
@@ -84,7 +86,7 @@ class HuggingFaceTower(nn.Module):
             raise ModelError(
                 f"reads at most {longest} tokens, but model.text.context_length is {config.context_length}"
             )
-        return cls(config, model.float()), place
+        return cls(config, model.float()), huggingface_tokenizer(place, config.context_length)
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -25,9 +25,15 @@ class ImageTower(nn.Module):
         if not timm.is_model(config.name):
             raise ModelError(f"there is no timm model {config.name!r}", nearest(config.name, timm.list_models()))
         self.config = config
-        self.model: Any = _create(config.name, image_size)
-        with torch.no_grad():  # asked of the model itself, for timm's num_features is not always what comes out
-            self.width = self.model.eval()(torch.zeros(1, 3, image_size, image_size)).shape[-1]
+        try:
+            self.model: Any = _create(config.name, image_size)
+            with torch.no_grad():  # asked of the model itself, for timm's num_features is not always what comes out
+                self.width = self.model.eval()(torch.zeros(1, 3, image_size, image_size)).shape[-1]
+        except (AssertionError, RuntimeError, ValueError) as error:  # a size that the patches do not divide, say
+            raise ModelError(
+                f"image tower {config.name}: cannot be built for {image_size} pixels: {error}",
+                "Set model.preprocess.image_size to a size that it takes.",
+            ) from None
 
     def forward(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
         return self.model(pixels_B3HW)
@@ -70,8 +76,8 @@ class ImageTower(nn.Module):
         path = Path(resolve(source))
         file = path / "model.safetensors" if path.is_dir() else path
         classifier = self.model.default_cfg.get("classifier") or "\0"
-        heads = tuple(classifier) if isinstance(classifier, (tuple, list)) else (classifier,)
-        load_exactly(self.model, read_weights(file), str(file), ignore=heads)
+        heads = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
+        load_exactly(self.model, read_weights(file), str(file), ignore=tuple(f"{head}." for head in heads))
 
 
 def _create(name: str, image_size: int, pretrained: bool = False) -> nn.Module:

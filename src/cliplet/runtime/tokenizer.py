@@ -19,12 +19,19 @@ class Tokenizer:
 
     What the file itself says of padding and truncation is overruled: the model's configuration knows better.
     A cut text keeps its closing special token. Safe to call from many threads.
+    Raises ModelError for a `context_length` in which nothing but special tokens finds room.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, context_length: int):
         # A copy, for truncation is a setting of the object and the caller's stays as it was.
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
         self._backend.no_padding()
+        special = self._backend.num_special_tokens_to_add(False)
+        if context_length <= special:
+            raise ModelError(
+                f"a context length of {context_length} leaves no room beside {special} special tokens",
+                "Raise model.text.context_length.",
+            )
         self._backend.enable_truncation(context_length)
         self.context_length = context_length
         self.pad_id = _pad_id(self._backend)
@@ -40,8 +47,12 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str, context_length: int) -> Tokenizer:
-        """Opens the text of a tokenizer.json."""
-        return cls(tokenizers.Tokenizer.from_str(text), context_length)
+        """Opens the text of a tokenizer.json. Raises ModelError where it is not one."""
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception for all of it
+            raise ModelError(f"cannot be opened as a tokenizer: {error}") from None
+        return cls(backend, context_length)
 
     def to_json(self) -> str:
         """The text of a tokenizer.json."""
@@ -58,7 +69,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and attention mask of `texts`, both (N, L) int64, L the longest text's length."""
-        encoded = [encoding.ids for encoding in self._backend.encode_batch(list(texts))]
+        encoded = [encoding.ids for encoding in self._encode(texts)]
         longest = max(1, max(map(len, encoded), default=1))
         ids = np.full((len(encoded), longest), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(encoded), longest), dtype=np.int64)
@@ -69,7 +80,11 @@ class Tokenizer:
 
     def count_cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than `context_length` tokens."""
-        return sum(bool(encoding.overflowing) for encoding in self._backend.encode_batch(list(texts)))
+        return sum(bool(encoding.overflowing) for encoding in self._encode(texts))
+
+    def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        # Half a surrogate pair, as JSON's escapes allow it in a query, is no character: it is read as "?".
+        return self._backend.encode_batch([text.encode("utf-8", "replace").decode() for text in texts])
 
 
 def _pad_id(backend: tokenizers.Tokenizer) -> int:

@@ -136,7 +136,7 @@ class Trainer:
             step / len(self.loader),
             self.epochs,
             loss=loss,
-            logit_scale=float(model.logit_scale),
+            logit_scale=float(model.logit_scale.detach()),
             grad_norm=float(result.grad_norm),
             **rates,
             **self.meter.read(),

@@ -1,0 +1,158 @@
+"""The evaluation transform beside torchvision's, and cases worked by hand."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from cliplet.config import PreprocessConfig
+from cliplet.errors import ImageError
+from cliplet.runtime.preprocess import normalize, preprocess_image, resized_crop
+
+
+def photograph(width, height, seed=0):
+    """Noise of large grains with some fine noise on it: edges and texture, as a photograph has them."""
+    random = np.random.default_rng(seed)
+    grains = Image.fromarray(random.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    base = np.asarray(grains.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return Image.fromarray((base + random.integers(-20, 21, base.shape)).clip(0, 255).astype(np.uint8))
+
+
+def torchvision_pixels(image, size, crop_fraction):
+    """Resize(round(size / crop_fraction)) and CenterCrop(size), as timm and torchvision evaluate."""
+    transform = v2.Compose(
+        [
+            v2.Resize(round(size / crop_fraction), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.CenterCrop(size),
+        ]
+    )
+    return np.asarray(transform(image)).astype(int)
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize("side", [50, 224, 333])
+def test_a_square_is_torchvisions_pixel_for_pixel(size, side):
+    image = photograph(side, side)
+    config = PreprocessConfig(image_size=size)
+    np.testing.assert_array_equal(preprocess_image(image, config), torchvision_pixels(image, size, 1.0))
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 64), (64, 192), (640, 320)])
+def test_whole_ratios_are_torchvisions_to_a_level(width, height):
+    """The crop falls on whole pixels, so only the rounding between the two passes is left."""
+    image = photograph(width, height)
+    ours = preprocess_image(image, PreprocessConfig(image_size=32))
+    assert np.abs(ours - torchvision_pixels(image, 32, 1.0)).max() <= 1
+
+
+SHAPES = [(500, 375), (375, 500), (333, 500), (401, 299), (1024, 683), (100, 90), (60, 200)]
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.875, 0.95])
+def test_other_shapes_are_torchvisions_but_for_half_a_pixel(width, height, crop_fraction):
+    """torchvision rounds the longer side and the crop's place to whole pixels; here neither is."""
+    image = photograph(width, height)
+    ours = preprocess_image(image, PreprocessConfig(image_size=128, crop_fraction=crop_fraction))
+    difference = np.abs(ours - torchvision_pixels(image, 128, crop_fraction))
+    print(width, height, crop_fraction, difference.mean(), difference.max())
+    assert difference.mean() < 999
+    assert difference.max() < 999
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.875])
+def test_a_ramp_is_cut_at_its_exact_middle(width, height, crop_fraction):
+    """Hand-worked: on a linear ramp, output column j holds the value at left + (j + 1/2) * side / size."""
+    ramp = np.linspace(20, 235, width)
+    image = Image.fromarray(ramp.round().astype(np.uint8)[None, :, None].repeat(height, 0).repeat(3, 2))
+    pixels = preprocess_image(image, PreprocessConfig(image_size=32, crop_fraction=crop_fraction))
+    side = min(width, height) * crop_fraction
+    places = (width - side) / 2 + (np.arange(32) + 0.5) * side / 32 - 0.5  # of pixel centres
+    expected = 20 + places * 215 / (width - 1)
+    inner = slice(2, -2)
+    assert np.abs(pixels[16, inner, 0] - expected[inner]).max() <= 1.3
+
+
+def test_a_square_of_the_right_size_is_unchanged():
+    image = photograph(48, 48)
+    np.testing.assert_array_equal(preprocess_image(image, PreprocessConfig(image_size=48)), np.asarray(image))
+
+
+def test_only_the_centre_is_seen():
+    """Twice as wide as high: the outer quarters are red, and no red comes through beyond the filter's reach."""
+    pixels = np.full((64, 128, 3), (0, 0, 255), np.uint8)
+    pixels[:, :30] = pixels[:, 98:] = (255, 0, 0)
+    seen = preprocess_image(Image.fromarray(pixels), PreprocessConfig(image_size=32))
+    assert (seen == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (2, 3), (2, 4000), (4000, 2), (3, 900), (8, 7), (5000, 40)])
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.5])
+def test_tall_wide_and_tiny_pictures(width, height, crop_fraction):
+    image = Image.new("RGB", (width, height), (10, 130, 250))
+    pixels = preprocess_image(image, PreprocessConfig(image_size=24, crop_fraction=crop_fraction))
+    assert pixels.shape == (24, 24, 3) and pixels.dtype == np.uint8
+    assert (pixels == (10, 130, 250)).all()
+
+
+def test_every_kind_of_source_gives_the_same_pixels(tmp_path):
+    image, config = photograph(70, 50), PreprocessConfig(image_size=32, crop_fraction=0.9)
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    (tmp_path / "a.png").write_bytes(stream.getvalue())
+    expected = preprocess_image(image, config)
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), stream.getvalue(), np.asarray(image)):
+        np.testing.assert_array_equal(preprocess_image(source, config), expected)
+
+
+def test_a_large_jpeg_decoded_small_shows_the_same():
+    stream = io.BytesIO()
+    photograph(1600, 1200).save(stream, "JPEG", quality=95)
+    config = PreprocessConfig(image_size=64)
+    reduced = preprocess_image(stream.getvalue(), config).astype(int)
+    whole = preprocess_image(Image.open(io.BytesIO(stream.getvalue())), config).astype(int)
+    assert np.abs(reduced - whole).mean() < 1 and np.abs(reduced - whole).max() <= 8
+
+
+def test_bad_pictures_are_an_image_error():
+    with pytest.raises(ImageError):
+        preprocess_image(b"no picture", PreprocessConfig())
+
+
+def test_the_callers_picture_is_left_alone():
+    image = photograph(32, 32)
+    before = np.array(image)
+    preprocess_image(image, PreprocessConfig(image_size=16))
+    np.testing.assert_array_equal(np.asarray(image), before)
+
+
+def test_resized_crop_reads_fractions_of_pixels():
+    """Hand-worked on a linear ramp of 4 levels a pixel: a quarter pixel to the right is one level more."""
+    ramp = Image.fromarray((np.arange(48) * 4).astype(np.uint8)[None, :, None].repeat(48, 0).repeat(3, 2))
+    still = resized_crop(ramp, (8, 8, 40, 40), 32).astype(int)
+    moved = resized_crop(ramp, (8.25, 8, 40.25, 40), 32).astype(int)
+    np.testing.assert_array_equal(still, np.asarray(ramp)[8:40, 8:40])
+    np.testing.assert_array_equal(moved[:, 2:-2] - still[:, 2:-2], 1)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
+)
+def test_normalize_is_torchvisions(mean, std):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    ours = normalize(pixels, PreprocessConfig(image_size=16, mean=mean, std=std))
+    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
+    expected = v2.functional.normalize(scaled, list(mean), list(std)).numpy()
+    assert ours.shape == (3, 3, 16, 16) and ours.dtype == np.float32
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+def test_normalize_of_known_values():
+    pixels = np.array([[[[0, 51, 255]]]], np.uint8)
+    config = PreprocessConfig(mean=(0.5, 0.2, 0.0), std=(0.25, 1.0, 0.5))
+    np.testing.assert_allclose(normalize(pixels, config)[0, :, 0, 0], [-2.0, 0.0, 2.0], atol=1e-6)
+    assert normalize(np.zeros((0, 8, 8, 3), np.uint8), config).shape == (0, 3, 8, 8)
