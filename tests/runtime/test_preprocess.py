@@ -52,15 +52,18 @@ SHAPES = [(500, 375), (375, 500), (333, 500), (401, 299), (1024, 683), (100, 90)
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
-@pytest.mark.parametrize("crop_fraction", [1.0, 0.875, 0.95])
-def test_other_shapes_are_torchvisions_but_for_half_a_pixel(width, height, crop_fraction):
-    """torchvision rounds the longer side and the crop's place to whole pixels; here neither is."""
+@pytest.mark.parametrize(("crop_fraction", "mean", "most"), [(1.0, 4, 28), (0.875, 4, 28), (0.95, 6, 36)])
+def test_other_shapes_are_torchvisions_but_for_half_a_pixel(width, height, crop_fraction, mean, most):
+    """torchvision rounds the sides and the crop's place to whole pixels; here neither is.
+
+    Seen on this textured picture, in levels of 255: on average 3.5 and at most 24 where 128 / crop_fraction is about
+    whole (128; 146.3), 5.0 and 30 where it is not (134.7 is rounded to 135).
+    """
     image = photograph(width, height)
     ours = preprocess_image(image, PreprocessConfig(image_size=128, crop_fraction=crop_fraction))
     difference = np.abs(ours - torchvision_pixels(image, 128, crop_fraction))
-    print(width, height, crop_fraction, difference.mean(), difference.max())
-    assert difference.mean() < 999
-    assert difference.max() < 999
+    assert difference.mean() < mean
+    assert difference.max() < most
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)

@@ -55,7 +55,7 @@ def read_source(path: str | Path, images: str | Path | None = None) -> ImageText
 def _annotations_in(folder: Path) -> Path:
     """The one annotation file of a folder."""
     for pattern in ("dataset*.json", "*.json", "*.token.txt", "captions.txt", "*.tsv", "*.csv"):
-        found = sorted(file for file in folder.glob(pattern) if file.is_file())
+        found = sorted(file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith("."))
         if len(found) == 1:
             return found[0]
         if found:

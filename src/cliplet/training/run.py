@@ -80,8 +80,8 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "", console
 
 
 def _claim(folder: Path) -> None:
-    """Refuses a folder in which another run lies."""
-    if (folder / CHECKPOINT).exists() or (folder / "log.jsonl").exists():
+    """Refuses a folder in which another run lies. One that ended before its first checkpoint left nothing to lose."""
+    if (folder / CHECKPOINT).exists() or (folder / "model").exists():
         raise TrainingError(
             f"{folder}: holds a run already",
             "Add --resume to go on with it, or name another folder with --train.output.",
