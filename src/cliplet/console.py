@@ -10,9 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-SECONDS_BETWEEN_LINES = 10
+SECONDS_BETWEEN_LINES = 10  # where there is no terminal to draw a bar on
 
 Tell = Callable[[int, int], None]  # of (done, total)
+
+
+def say(console: Console, message: str) -> None:
+    """A line for people, as it is: file names are no markup, and a log's lines are not broken at 80 characters."""
+    console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

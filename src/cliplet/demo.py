@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cliplet import drawing
 from cliplet.config import RunConfig
-from cliplet.console import progress_bar, recall_table
+from cliplet.console import progress_bar, recall_table, say
 from cliplet.data.readers import read_source
 from cliplet.data.scenes import ANNOTATIONS, render_scenes
 from cliplet.errors import ClipletError, TrainingError
@@ -52,38 +52,32 @@ def run_demo(output: Path, seed: int, console: Console | None = None) -> Evaluat
         ) from None
     _clear(output)
     data = output / "data"
-    console.print(f"1. Rendering {TRAIN + VAL + TEST:,} scenes into {data}", highlight=False)
+    say(console, f"1. Rendering {TRAIN + VAL + TEST:,} scenes into {data}")
     size = demo_recipe().model.preprocess.image_size
     with progress_bar("rendering", console) as progress:
         render_scenes(data, TRAIN, VAL, TEST, seed=seed, image_size=size, progress=progress)
 
-    console.print("2. Training the recipe `demo` on them", highlight=False)
+    say(console, "2. Training the recipe `demo` on them")
     config = _configure(output, data, seed)
     run = train(config, command=f"cliplet demo --output {output} --seed {seed}", console=console)
 
-    console.print(
-        "3. Measuring the best model on 500 test scenes with combinations never seen in training", highlight=False
-    )
+    say(console, f"3. Measuring the best model on {TEST} test scenes with combinations never seen in training")
     encoder = load(run.model_folder)
     test = read_source(data).select("test")
     with progress_bar("embedding", console) as progress:
         evaluation = evaluate(encoder, test, progress=progress)
 
-    console.print("4. Searching the test scenes for a few things", highlight=False)
+    say(console, "4. Searching the test scenes for a few things")
     answers = _answer(encoder, evaluation, _scenes(data))
     queries = output / "queries.png"
     drawing.save_picture(drawing.query_sheet(answers), queries)
     for query, hits in answers:
         right = sum(hit[2] for hit in hits)
-        console.print(f"   {query!r}: {right} of the first {len(hits)} right, best {hits[0][0].name}", highlight=False)
+        say(console, f"   {query!r}: {right} of the first {len(hits)} right, best {hits[0][0].name}")
     console.print()
     console.print(recall_table(evaluation.metrics, "demo, test split"))
-    console.print(
-        f"pictures found: {queries}\nreport:         {run.report}\nmodel:          {run.model_folder}\n"
-        f"scenes:         {data / 'images'}",
-        highlight=False,
-        markup=False,
-    )
+    say(console, f"pictures found: {queries}\nreport:         {run.report}")
+    say(console, f"model:          {run.model_folder}\nscenes:         {data / 'images'}")
     return evaluation
 
 

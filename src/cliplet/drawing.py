@@ -64,14 +64,14 @@ def contact_sheet(
 def query_sheet(queries: Sequence[tuple[str, Sequence[Answer]]], cell: int = 160) -> Image.Image:
     """One row a text query: its text, then its answers from left to right with their scores. RGB.
 
-    The right answer, the picture that the caption belongs to, has a green frame and the word "right". A picture that
+    A right answer has a green frame and the word "right". A picture that
     cannot be read becomes a grey cell with the reason.
     """
     size = max(10, cell // 12)
     line, text_width = _line_height(size), 2 * cell
     most = max((len(answers) for _, answers in queries), default=0)
     width = 2 * GAP + text_width + most * (cell + GAP)
-    legend = wrap("Green frame: the picture that the text belongs to", size, width - 2 * GAP, CAPTION_LINES)
+    legend = wrap("Green frame: a right answer", size, width - 2 * GAP, CAPTION_LINES)
     top, height = 2 * GAP + len(legend) * line, cell + line + 2 * GAP
 
     sheet = Image.new("RGB", (width, top + len(queries) * height), PAPER)

@@ -391,3 +391,8 @@ def test_no_file_stays_open(tmp_path):
         with pytest.raises(ImageError):
             load_image(file)
     assert len(list(descriptors.iterdir())) <= before
+
+
+def test_postscript_is_refused_and_never_handed_to_an_interpreter():
+    with pytest.raises(ImageError, match="not a picture"):
+        load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n")

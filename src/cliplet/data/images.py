@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from cliplet.errors import ImageError
 
 MAX_PIXELS = 200_000_000  # a decompression bomb is larger; the largest camera pictures are not
 MAX_BYTES = 512 * 2**20
+# What photographs come in. Pillow reads more, but hands EPS to an outside interpreter.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 MIN_SIDE = 2  # a 1x1 picture is a placeholder or a tracking pixel, not a photograph
 
 # Pillow warns of odd metadata; what matters it raises. Once and for all threads: `warnings.catch_warnings` is for one.
@@ -60,7 +63,7 @@ def _open(source: ImageLike) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source))
+        return Image.open(io.BytesIO(source), formats=_formats())
     path = Path(source)
     if path.is_dir():
         raise ImageError(f"{path}: is a folder, not a picture")
@@ -70,7 +73,14 @@ def _open(source: ImageLike) -> Image.Image:
     if size > MAX_BYTES:
         raise ImageError(f"{path}: {size / 2**20:.0f} MB, over the limit of {MAX_BYTES / 2**20:.0f} MB")
     # Read whole: one call to the file system, and no file stays open when decoding fails.
-    return Image.open(io.BytesIO(path.read_bytes()))
+    return Image.open(io.BytesIO(path.read_bytes()), formats=_formats())
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from rich.console import Console
 
 from cliplet.config import RunConfig, to_yaml
+from cliplet.console import say as console_say
 from cliplet.data.readers import read_source
 from cliplet.data.records import ImageText, Quarantine
 from cliplet.errors import TrainingError
@@ -65,7 +67,7 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "", console
     train_records = source.select(config.data.train_split)[: config.data.max_images]
     val_records = source.select(config.data.val_split)
     torch.manual_seed(config.train.seed)
-    say = lambda message: console.print(message, highlight=False, markup=False)  # noqa: E731
+    say = partial(console_say, console)
     state = _restore(checkpoint, device) if checkpoint else _begin(config, train_records, device, say)
 
     folder.mkdir(parents=True, exist_ok=True)

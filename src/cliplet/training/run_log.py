@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-SECONDS_BETWEEN_LINES = 10  # where there is no terminal to draw a bar on
+from cliplet.console import SECONDS_BETWEEN_LINES, say
 
 
 class RunLog(AbstractContextManager["RunLog"]):
@@ -61,7 +61,7 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     def say(self, message: str) -> None:
         """A line for people."""
-        self.console.print(message, highlight=False, markup=False)
+        say(self.console, message)
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
@@ -78,9 +78,9 @@ class RunLog(AbstractContextManager["RunLog"]):
         if not self.console.is_terminal and now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
             left = (now - self._started) / max(1, step - self._first_step) * (self.total_steps - step)
+            speed = f"{values['images_per_second']:.0f} images/s  data wait {values['data_wait']:.0%}"
             self.say(
-                f"epoch {place}  step {step}/{self.total_steps}  loss {values['loss']:.3f}  "
-                f"{values['images_per_second']:.0f} images/s  waiting for data {values['data_wait']:.0%}  "
+                f"epoch {place}  step {step}/{self.total_steps}  loss {values['loss']:.3f}  {speed}  "
                 f"{left / 60:.1f} min left"
             )
 
@@ -90,14 +90,14 @@ class RunLog(AbstractContextManager["RunLog"]):
         recall = f"R@1 {metrics['image_to_text_R@1']:.1f}/{metrics['text_to_image_R@1']:.1f}"
         self._progress.update(self._task, recall=recall)
         self.say(
-            f"epoch {epoch}/{epochs}  validation: image→text {recalls(metrics, 'image_to_text')}, "
+            f"epoch {epoch}/{epochs}  validation R@1/5/10: image→text {recalls(metrics, 'image_to_text')}, "
             f"text→image {recalls(metrics, 'text_to_image')}{'  (best so far)' if best else ''}"
         )
 
     def warning(self, step: int, message: str) -> None:
         """Something the user should look at."""
         self._write({"kind": "warning", "step": step, "message": message})
-        self.console.print(message, style="yellow", highlight=False, markup=False)
+        self.console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, line: dict[str, Any]) -> None:
         with self.file.open("a", encoding="utf-8") as stream:
@@ -113,8 +113,8 @@ class RunLog(AbstractContextManager["RunLog"]):
 
 
 def recalls(metrics: dict[str, float], direction: str) -> str:
-    """`R@1/5/10 30.1/59.2/71.0`."""
-    return "R@1/5/10 " + "/".join(f"{metrics[f'{direction}_R@{k}']:.1f}" for k in (1, 5, 10))
+    """R@1, R@5 and R@10 as `30.1/59.2/71.0`."""
+    return "/".join(f"{metrics[f'{direction}_R@{k}']:.1f}" for k in (1, 5, 10))
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
