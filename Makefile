@@ -30,6 +30,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=path/to/flickr8k"; exit 1; }
 	$(BIN)/python benchmarks/loader.py $(DATA)
 
 setup: $(VENV)/.dev
@@ -48,5 +49,6 @@ $(VENV)/.python: pyproject.toml constraints.txt
 	  { echo "cliplet needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -q 'pip>=23'
 	touch $@

@@ -300,3 +300,32 @@ def test_head(tmp_path):
     command = f"'{sys.executable}' -m cliplet recipes demo | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "name: demo\n", "")
+
+
+def test_evaluate_never_overwrites_a_file_that_is_no_quarantine(saved_model, data_set, tmp_path, capsys):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("years of work\n")
+    assert main(["evaluate", str(saved_model), str(data_set), "--quarantine", str(notes)]) == 1
+    assert notes.read_text() == "years of work\n"
+    assert "no quarantine file" in capsys.readouterr().err
+
+
+def test_the_recipe_may_stand_behind_resume(capsys):
+    assert main(["train", "--resume", "flickr8k", "--train.output", "nowhere"]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_inspect_tells_all_though_no_picture_can_be_drawn(data_set, tmp_path, capsys):
+    for picture in (data_set / "images").iterdir():
+        picture.write_bytes(b"")
+    assert main(["inspect", str(data_set), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert "empty" in capsys.readouterr().out and not (tmp_path / "sheet.png").exists()
+
+
+def test_a_path_in_brackets_is_no_markup(data_set, saved_model, tmp_path, capsys):
+    import shutil
+
+    odd = tmp_path / "odd [/red] name"
+    shutil.copytree(data_set, odd)
+    assert main(["evaluate", str(saved_model), str(odd), "--quarantine", str(tmp_path / "q.jsonl")]) == 0
+    assert "[/red]" in capsys.readouterr().out

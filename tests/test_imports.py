@@ -90,7 +90,7 @@ def test_load_without_torch_says_what_to_install(walled, saved_model):
         "try:\n    cliplet.load(sys.argv[1])\nexcept ModelError as error:\n    print(error)",
         saved_model,
     )
-    assert "needs the package torch" in done.stdout and "pip install 'cliplet[train]'" in done.stdout
+    assert "needs the package torch" in done.stdout and "pip install -e '.[train]'" in done.stdout
 
 
 @pytest.mark.parametrize("words", [["train", "demo"], ["demo"]], ids=" ".join)

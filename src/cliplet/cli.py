@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cliplet.errors import ClipletError, ConfigError, nearest
+from cliplet.errors import INSTALL_TRAIN, ClipletError, ConfigError, nearest
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -115,9 +115,9 @@ def train(words: list[str]) -> None:
     from cliplet.config import RunConfig
 
     command = "cliplet train " + shlex.join(words)
-    name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
     file, words = _take_value(words, "--config")
     resume, words = "--resume" in words, [word for word in words if word != "--resume"]
+    name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
     asks_help = not name and not file and any(word in ("-h", "--help") for word in words)
     config = RunConfig() if asks_help else _base_config(name, file)
     description = (
@@ -142,7 +142,7 @@ def train(words: list[str]) -> None:
     except ModuleNotFoundError as error:
         raise ClipletError(
             f"training needs the package {error.name}, which is not installed",
-            "Install it with: pip install 'cliplet[train]'.",
+            INSTALL_TRAIN,
         ) from None
 
     run = train_model(config, resume=resume, command=command)
@@ -198,8 +198,8 @@ def evaluate(words: list[str]) -> None:
         """Folder of the pictures, where it cannot be found from the annotation file."""
         json: bool = False
         """Print JSON instead of a table."""
-        quarantine: Path | None = None
-        """Write pictures and captions that had to be left out to this file, as JSON lines."""
+        quarantine: Path = Path("quarantine.jsonl")
+        """Where pictures and captions that had to be left out are written down, if there are any, as JSON lines."""
 
     options: Options = _parse(Options, "evaluate", words, evaluate.__doc__ or "")
 
@@ -216,8 +216,15 @@ def evaluate(words: list[str]) -> None:
     with progress_bar("embedding") as progress:
         metrics = evaluate_encoder(load(options.model), records, quarantine, progress).metrics
     if options.json:
-        facts = {"model": str(options.model), "data": str(options.data), "split": options.split}
-        print(json_module.dumps({**facts, "left_out": len(quarantine), "metrics": metrics}, indent=2))
+        result = {
+            "model": str(options.model),
+            "data": str(options.data),
+            "split": options.split,
+            "left_out": len(quarantine),
+            "problems": quarantine.entries(),
+            "metrics": metrics,
+        }
+        print(json_module.dumps(result, indent=2))
         return
     from rich import print as show
 
@@ -245,7 +252,7 @@ def inspect(words: list[str]) -> None:
 
     from cliplet import model_folder
 
-    if model_folder.is_model_folder(options.path):
+    if model_folder.is_model_folder(options.path) or model_folder.is_run_folder(options.path):
         _inspect_model(options.path, options.json)
         return
 
@@ -256,14 +263,15 @@ def inspect(words: list[str]) -> None:
     source = read_source(options.path, options.images)
     with progress_bar("reading pictures") as progress:
         inspection = inspect_source(source, progress=progress)
-    write_contact_sheet(source, options.sheet)
     if options.json:
-        print(json_module.dumps({**inspection.as_dict(), "contact_sheet": str(options.sheet)}, indent=2))
-        return
-    from rich import print as show
+        print(json_module.dumps(inspection.as_dict(), indent=2))
+    else:
+        from rich import print as show
 
-    show(inspection_table(inspection))
-    print(f"contact sheet: {options.sheet}")
+        show(inspection_table(inspection))
+    if inspection.readable:
+        write_contact_sheet(source, options.sheet)
+        print(f"contact sheet: {options.sheet}", file=sys.stderr if options.json else sys.stdout)
 
 
 def _inspect_model(folder: Path, json: bool) -> None:

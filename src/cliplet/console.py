@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10  # where there is no terminal to draw a bar on
 
@@ -47,7 +48,7 @@ def _plain_lines(what: str, console: Console) -> Tell:
 
 def recall_table(metrics: dict[str, float], title: str) -> Table:
     """Recalls and ranks in both directions. `metrics`: from `retrieval_metrics`."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for heading in ("", "R@1", "R@5", "R@10", "median rank", "mean rank"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, direction in (("image→text", "image_to_text"), ("text→image", "text_to_image")):

@@ -15,7 +15,7 @@ from cliplet.config import RunConfig
 from cliplet.console import progress_bar, recall_table, say
 from cliplet.data.readers import read_source
 from cliplet.data.scenes import ANNOTATIONS, render_scenes
-from cliplet.errors import ClipletError, TrainingError
+from cliplet.errors import INSTALL_TRAIN, ClipletError, TrainingError
 from cliplet.evaluation import Evaluation, evaluate
 from cliplet.recipes import demo as demo_recipe
 from cliplet.runtime.encoder import Encoder, load
@@ -45,10 +45,11 @@ def run_demo(output: Path, seed: int, console: Console | None = None) -> Evaluat
     """
     console = console or Console()
     try:
-        from cliplet.training import train
+        from cliplet.training import Interrupted, train
     except ModuleNotFoundError as error:
         raise ClipletError(
-            f"the demo trains a model and needs the package {error.name}", "Install it: pip install 'cliplet[train]'."
+            f"the demo trains a model and needs the package {error.name}",
+            INSTALL_TRAIN,
         ) from None
     _clear(output)
     data = output / "data"
@@ -59,7 +60,10 @@ def run_demo(output: Path, seed: int, console: Console | None = None) -> Evaluat
 
     say(console, "2. Training the recipe `demo` on them")
     config = _configure(output, data, seed)
-    run = train(config, command=f"cliplet demo --output {output} --seed {seed}", console=console)
+    try:
+        run = train(config, command=f"cliplet demo --output {output} --seed {seed}", console=console)
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.message, "The demo starts anew when it is called again.") from None
 
     say(console, f"3. Measuring the best model on {TEST} test scenes with combinations never seen in training")
     encoder = load(run.model_folder)

@@ -14,7 +14,7 @@ from cliplet.data.images import load_image
 from cliplet.errors import DataError
 
 Picture = Image.Image | str | Path
-Answer = tuple[Picture, float, bool]  # a picture, its score, and whether it is the one the caption belongs to
+Answer = tuple[Picture, float, bool]  # a picture, its score, and whether it is a right one
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont | ImageFont.TransposedFont
 
 GAP = 12  # pixels between cells
@@ -64,8 +64,8 @@ def contact_sheet(
 def query_sheet(queries: Sequence[tuple[str, Sequence[Answer]]], cell: int = 160) -> Image.Image:
     """One row a text query: its text, then its answers from left to right with their scores. RGB.
 
-    A right answer has a green frame and the word "right". A picture that
-    cannot be read becomes a grey cell with the reason.
+    A right answer has a green frame and the word "right". A picture that cannot be read becomes a grey cell with the
+    reason.
     """
     size = max(10, cell // 12)
     line, text_width = _line_height(size), 2 * cell

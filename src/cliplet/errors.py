@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+INSTALL_TRAIN = "Install what training needs: pip install -e '.[train]' in cliplet's folder."
+
 
 class ClipletError(Exception):
     """Something the user can put right.

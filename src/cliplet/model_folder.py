@@ -39,7 +39,12 @@ class Description(Config):
 
 def is_model_folder(folder: str | Path) -> bool:
     """Whether a path looks like a model folder, good or damaged."""
-    return (Path(folder) / CONFIG).is_file() and not (Path(folder) / "log.jsonl").is_file()
+    return (Path(folder) / CONFIG).is_file()
+
+
+def is_run_folder(folder: str | Path) -> bool:
+    """Whether a path is the folder of a run, which holds model folders."""
+    return any((Path(folder) / name / CONFIG).is_file() for name in ("model", "last"))
 
 
 def read_description(folder: str | Path) -> Description:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from cliplet.data.readers import MAX_WORDS, clean_caption, read_source
 from cliplet.data.records import ImageText
 from cliplet.errors import DataError
 
-FLICKR8K = Path(__file__).resolve().parents[3] / "shared" / "flickr8k"
+FLICKR8K = Path(os.environ.get("CLIPLET_FLICKR8K", Path(__file__).resolve().parents[3] / "shared" / "flickr8k"))
 NAMES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")
 
 
@@ -550,7 +551,7 @@ def test_a_name_no_file_system_takes(read):
 @pytest.fixture(scope="module")
 def flickr8k():
     if not (FLICKR8K / "dataset_flickr8k.json").is_file():
-        pytest.skip(f"{FLICKR8K} is not there: no Flickr8k to read")
+        pytest.skip("no Flickr8k to read: name its folder in CLIPLET_FLICKR8K")
     names = ("dataset_flickr8k.json", "captions.txt", "Flickr8k.token.txt")
     return {name: read_source(FLICKR8K / name) for name in names}
 

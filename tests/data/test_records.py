@@ -142,14 +142,14 @@ def test_opened_again_it_goes_on(tmp_path):
     for name in NAMES:
         first.add(name, f"reason of {name}")
     written = file.read_bytes()
-    again = Quarantine(file)
+    again = Quarantine(file, resume=True)
     assert len(again) == len(NAMES) and all(name in again for name in NAMES)
     for name in NAMES:
         again.add(name, "another reason")
     assert file.read_bytes() == written
     again.add("new.jpg", "new")
     assert [entry["where"] for entry in lines(file)] == [*NAMES, "new.jpg"]
-    assert again.summary() == Quarantine(file).summary()
+    assert again.summary() == Quarantine(file, resume=True).summary()
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_a_line_torn_by_a_kill_costs_itself_alone(tmp_path, torn):
     Quarantine(file).add("a.jpg", "bad")
     with file.open("a") as stream:
         stream.write(torn)
-    again = Quarantine(file)
+    again = Quarantine(file, resume=True)
     assert len(again) == 1 and "a.jpg" in again
     again.add("b.jpg", "bad too")
-    third = Quarantine(file)
+    third = Quarantine(file, resume=True)
     assert len(third) == 2 and "b.jpg" in third
 
 
@@ -172,9 +172,9 @@ def test_a_kill_within_a_character(tmp_path):
     Quarantine(file).add("a.jpg", "bad")
     with file.open("ab") as stream:
         stream.write('{"where": "é'.encode()[:-1])
-    again = Quarantine(file)
+    again = Quarantine(file, resume=True)
     again.add("b.jpg", "bad too")
-    assert len(Quarantine(file)) == 2
+    assert len(Quarantine(file, resume=True)) == 2
 
 
 def test_many_threads_write_whole_lines_once(tmp_path):
@@ -190,4 +190,4 @@ def test_many_threads_write_whole_lines_once(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert sorted(entry["where"] for entry in lines(file)) == sorted(f"{number}.jpg" for number in range(100))
-    assert len(quarantine) == len(Quarantine(file)) == 100
+    assert len(quarantine) == len(Quarantine(file, resume=True)) == 100

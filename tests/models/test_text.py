@@ -169,3 +169,38 @@ def test_minilm_equals_sentence_transformers():
     assert ours.shape == theirs.shape == (5, 384)
     assert ((ours * theirs).sum(1) > 0.9999).all()
     assert (ours @ theirs.T - np.eye(5) < 0.95).all()  # and no two sentences are alike
+
+
+def test_a_source_in_half_precision_trains_and_opens_again_in_float32(make_bert, tiny_config, tmp_path):
+    from transformers import AutoModel
+
+    from cliplet.models import DualEncoder
+
+    source = make_bert(tmp_path / "bert")
+    AutoModel.from_pretrained(source).to(torch.bfloat16).save_pretrained(source)
+    text = TextTowerConfig(kind="huggingface", sources=(str(source),), context_length=24)
+    model = DualEncoder.build(tiny_config.model_copy(update={"text": text})).eval()
+    model.save_pretrained(tmp_path / "model")
+    again = DualEncoder.from_pretrained(tmp_path / "model")
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    ids, mask = (torch.from_numpy(array) for array in model.tokenizer(["a red boat", "two dogs"]))
+    with torch.no_grad():
+        assert torch.equal(model.encode_text(ids, mask), again.encode_text(ids, mask))
+
+
+def test_a_model_that_is_no_text_encoder_is_refused(tmp_path):
+    from transformers import T5Config, T5Model
+
+    T5Model(T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4)).save_pretrained(tmp_path)
+    config = TextTowerConfig(kind="huggingface", sources=(str(tmp_path),), context_length=24)
+    with pytest.raises(ModelError, match="no plain text encoder"):
+        HuggingFaceTower.from_sources(config, print)
+
+
+def test_a_source_without_a_tokenizer_gives_way_to_the_next(make_bert, tmp_path):
+    bare, whole = make_bert(tmp_path / "bare"), make_bert(tmp_path / "whole")
+    (bare / "tokenizer.json").unlink()
+    config = TextTowerConfig(kind="huggingface", sources=(str(bare), str(whole)), context_length=24)
+    said: list[str] = []
+    HuggingFaceTower.from_sources(config, said.append)
+    assert len(said) == 1 and str(bare) in said[0]

@@ -4,13 +4,12 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torchvision.transforms import v2
 
 from cliplet.config import PreprocessConfig
 from cliplet.errors import ImageError
-from cliplet.runtime.preprocess import normalize, preprocess_image, resized_crop
+from cliplet.runtime.preprocess import preprocess_image, resized_crop
 
 
 def photograph(width, height, seed=0):
@@ -140,22 +139,3 @@ def test_resized_crop_reads_fractions_of_pixels():
     moved = resized_crop(ramp, (8.25, 8, 40.25, 40), 32).astype(int)
     np.testing.assert_array_equal(still, np.asarray(ramp)[8:40, 8:40])
     np.testing.assert_array_equal(moved[:, 2:-2] - still[:, 2:-2], 1)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std"), [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))]
-)
-def test_normalize_is_torchvisions(mean, std):
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    ours = normalize(pixels, PreprocessConfig(image_size=16, mean=mean, std=std))
-    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
-    expected = v2.functional.normalize(scaled, list(mean), list(std)).numpy()
-    assert ours.shape == (3, 3, 16, 16) and ours.dtype == np.float32
-    np.testing.assert_allclose(ours, expected, atol=2e-6)
-
-
-def test_normalize_of_known_values():
-    pixels = np.array([[[[0, 51, 255]]]], np.uint8)
-    config = PreprocessConfig(mean=(0.5, 0.2, 0.0), std=(0.25, 1.0, 0.5))
-    np.testing.assert_allclose(normalize(pixels, config)[0, :, 0, 0], [-2.0, 0.0, 2.0], atol=1e-6)
-    assert normalize(np.zeros((0, 8, 8, 3), np.uint8), config).shape == (0, 3, 8, 8)

@@ -2,8 +2,8 @@
 
 Everything random about a sample is a function of (seed, epoch, place in the source), and the order of an epoch is
 one of (seed, epoch). So the loader has no state to save: a run resumed at step n of an epoch sees exactly what
-the uninterrupted run saw, whatever the number of threads. Threads do, where processes are usual: decoding, resizing
-and tokenizing all release the interpreter's lock, and nothing is pickled, copied or left behind by a kill.
+the uninterrupted run saw, whatever the number of threads. Threads do, where processes are usual: decoding and
+resizing release the interpreter's lock, and nothing is pickled, copied or left behind by a kill.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; the copy does not block where memory is pinned."""
         pin = device.type == "cuda"
-        move = lambda tensor: (tensor.pin_memory() if pin else tensor).to(device, non_blocking=True)  # noqa: E731
+        move = lambda tensor: (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)  # noqa: E731
         return Batch(
             *(move(t) for t in (self.pixels_B3HW, self.input_ids_CL, self.attention_mask_CL, self.caption_image_C))
         )
@@ -163,4 +163,5 @@ class Sample:
 
 def default_workers() -> int:
     """Decoding threads: half the processor's cores, for the other half computes; at most 8."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) // 2)) if hasattr(os, "sched_getaffinity") else 4
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // 2))

@@ -67,7 +67,10 @@ class ImageTextSource:
                 f"It has: {named or 'no named splits, so train and val are made from it'}; all takes everything.",
             )
         if not chosen:
-            raise DataError(f"{self.path}: the split {split!r} holds no pictures", "Add pictures, or use --split all.")
+            raise DataError(
+                f"{self.path}: the split {split!r} holds no pictures",
+                "Add pictures, or name another split; all takes every picture.",
+            )
         return chosen
 
 
@@ -76,14 +79,24 @@ def _held_out(record: ImageText) -> bool:
 
 
 class Quarantine:
-    """Bad records, each written once, as JSON lines of `where` and `reason`; safe to use from many threads."""
+    """Bad records, each written once, as JSON lines of `where` and `reason`; safe to use from many threads.
 
-    def __init__(self, file: Path | None = None):
+    The file begins anew, and is not there when nothing is bad; with `resume` it goes on. Raises DataError for a file
+    of another kind.
+    """
+
+    def __init__(self, file: Path | None = None, resume: bool = False):
         self.file = file
         self._seen: dict[str, str] = {}
         self._lock = threading.Lock()
-        if file is not None and file.is_file():  # a resumed run goes on counting
-            self._seen.update(_written(file))
+        if file is not None and file.is_file():
+            written = _written(file)
+            if resume:
+                self._seen.update(written)
+            elif written or not file.stat().st_size:
+                file.unlink()
+            else:
+                raise DataError(f"{file}: is there and is no quarantine file", "Name another file.")
 
     def add(self, where: str, reason: str) -> None:
         """Write one bad record down, unless it already stands there."""
@@ -107,6 +120,10 @@ class Quarantine:
 
     def __len__(self) -> int:
         return len(self._seen)
+
+    def entries(self) -> list[dict[str, str]]:
+        """All that was bad, as in the file."""
+        return [{"where": where, "reason": reason} for where, reason in self._seen.items()]
 
     def summary(self) -> str:
         """One line for the end of a command; empty when nothing was bad."""

@@ -50,7 +50,8 @@ class HuggingFaceTower(nn.Module):
         from transformers import AutoConfig, AutoModel
 
         try:
-            return cls(config, AutoModel.from_config(AutoConfig.for_model(**architecture)))
+            # In float32 whatever the configuration says of the source's own weights: these were trained in float32.
+            return cls(config, AutoModel.from_config(AutoConfig.for_model(**architecture)).float())
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"text tower: transformers cannot build {architecture.get('model_type')!r}: {error}"
@@ -81,17 +82,25 @@ class HuggingFaceTower(nn.Module):
         except Exception as error:  # network, missing files, unknown architecture: transformers raises many kinds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(reason) from None
+        _check_encoder(model)
         longest = getattr(model.config, "max_position_embeddings", None)
         if longest and longest < config.context_length:
             raise ModelError(
                 f"reads at most {longest} tokens, but model.text.context_length is {config.context_length}"
             )
-        return cls(config, model.float()), huggingface_tokenizer(place, config.context_length)
+        tokenizer = huggingface_tokenizer(place, config.context_length)
+        known, expected = tokenizer.vocab_size, int(model.config.vocab_size)
+        # transformers makes an empty tokenizer, without a word, where a folder has none; a padded embedding is usual.
+        if not expected / 2 <= known <= expected:
+            raise ModelError(
+                f"its tokenizer knows {known:,} tokens and its model {expected:,}: they do not belong together"
+            )
+        return cls(config, model.float()), tokenizer
 
     @property
     def architecture(self) -> dict[str, Any]:
         """What `from_architecture` needs: the Hugging Face configuration as plain data."""
-        return self.model.config.to_dict()
+        return {key: value for key, value in self.model.config.to_dict().items() if key not in ("dtype", "torch_dtype")}
 
     def forward(self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
         states_NLW = self.model(input_ids=input_ids_NL, attention_mask=attention_mask_NL).last_hidden_state
@@ -164,6 +173,19 @@ class Block(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attend_N11L)
         return self.out(mixed.transpose(1, 2).reshape(texts, length, width))
+
+
+def _check_encoder(model: Any) -> None:
+    """Raises ModelError for a model that does not turn token ids into one state a token."""
+    try:
+        ids = torch.ones(1, 2, dtype=torch.long)
+        with torch.no_grad():
+            states_NLW = model.eval()(input_ids=ids, attention_mask=ids).last_hidden_state
+        fits = states_NLW.shape == (1, 2, model.config.hidden_size)
+    except Exception:  # encoder-decoders and two-tower models each fail in their own way
+        fits = False
+    if not fits:
+        raise ModelError(f"{type(model).__name__} is no plain text encoder; choose one like BERT, RoBERTa or MiniLM")
 
 
 def _by_depth(tower: nn.Module, layers: list[list[nn.Parameter]]) -> list[list[nn.Parameter]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from cliplet.errors import ModelError
+from cliplet.errors import INSTALL_TRAIN, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -37,15 +37,19 @@ class TorchEngine:
 
     @classmethod
     def open(cls, folder: str | Path) -> TorchEngine:
-        """Opens a model folder. Raises ModelError without torch, or for a folder that is no good."""
+        """Opens a model folder on the GPU, if there is one. Raises ModelError without torch, or for a bad folder."""
         try:
             from cliplet.models import DualEncoder
         except ModuleNotFoundError as error:
             raise ModelError(
                 f"opening {folder} needs the package {error.name}, which is not installed",
-                "Install it with: pip install 'cliplet[train]'.",
+                INSTALL_TRAIN,
             ) from None
-        return cls(DualEncoder.from_pretrained(folder))
+        import torch
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = DualEncoder.from_pretrained(folder).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(model)
 
     def image_features(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         import torch

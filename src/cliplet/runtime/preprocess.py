@@ -29,10 +29,3 @@ def resized_crop(image: Image.Image, box: tuple[float, float, float, float], siz
     if image.size == (size, size) and box == (0, 0, size, size):
         return np.asarray(image)
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-
-
-def normalize(pixels: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """(B, S, S, 3) uint8 to (B, 3, S, S) float32 with the model's mean and deviation taken out."""
-    scale = 1.0 / (255.0 * np.asarray(config.std, np.float32))
-    shift = np.asarray(config.mean, np.float32) / np.asarray(config.std, np.float32)
-    return (pixels.astype(np.float32) * scale - shift).transpose(0, 3, 1, 2)

@@ -11,6 +11,7 @@ import tokenizers
 
 from cliplet.errors import ModelError
 
+COUNTED_AT_ONCE = 10_000  # an encoding takes kilobytes; of millions of captions they would fill the memory
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 
 
@@ -80,7 +81,8 @@ class Tokenizer:
 
     def count_cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than `context_length` tokens."""
-        return sum(bool(encoding.overflowing) for encoding in self._encode(texts))
+        blocks = (texts[start : start + COUNTED_AT_ONCE] for start in range(0, len(texts), COUNTED_AT_ONCE))
+        return sum(bool(encoding.overflowing) for block in blocks for encoding in self._encode(block))
 
     def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         # Half a surrogate pair, as JSON's escapes allow it in a query, is no character: it is read as "?".

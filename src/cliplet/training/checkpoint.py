@@ -29,6 +29,7 @@ class Checkpoint:
     text_architecture: dict[str, Any] | None
     optimizer: dict[str, Any]  # state dict
     random: dict[str, Any]  # states of the random generators that dropout uses
+    circumstances: dict[str, str]  # what the configuration leaves open but the result depends on: precision, data
     best: dict[str, Any]  # epoch and metrics of the best validation so far; empty before the first
 
     def save(self, file: Path) -> None:
@@ -66,7 +67,12 @@ class Checkpoint:
         if version != FORMAT_VERSION:
             raise TrainingError(f"{file}: is of version {version}; this cliplet reads version {FORMAT_VERSION}")
         content["config"] = validated(RunConfig, content["config"], str(file))
-        return cls(**content)
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise TrainingError(
+                f"{file}: the checkpoint is not whole: {error}", "Start anew in another folder."
+            ) from None
 
     def refuse_other_config(self, config: RunConfig) -> None:
         """Raises TrainingError naming each key in which `config` would make this another run."""
@@ -75,6 +81,19 @@ class Checkpoint:
             raise TrainingError(
                 "the run to resume has another configuration:\n  " + "\n  ".join(changed),
                 "Resume with the same settings, or start anew in another folder (--train.output).",
+            )
+
+    def refuse_other_circumstances(self, circumstances: dict[str, str]) -> None:
+        """Raises TrainingError when data or precision are not those that the run began with."""
+        changed = [
+            f"{name}: {self.circumstances.get(name)} -> {value}"
+            for name, value in circumstances.items()
+            if self.circumstances.get(name) != value
+        ]
+        if changed:
+            raise TrainingError(
+                "the run to resume began under other circumstances:\n  " + "\n  ".join(changed),
+                "Bring back the data, name the precision (--train.precision), or start anew in another folder.",
             )
 
 

@@ -7,8 +7,10 @@ two model folders, model/ (best on validation) and last/, and report.html.
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ from cliplet.models import DualEncoder
 from cliplet.training.checkpoint import Checkpoint, set_random_state
 from cliplet.training.optim import build_optimizer, choose_device, choose_precision
 from cliplet.training.run_log import RunLog, read_log
-from cliplet.training.trainer import CHECKPOINT, State, Trainer
+from cliplet.training.trainer import CHECKPOINT, State, Trainer, save_best
 
 QUERIES_SHOWN = 10
 
@@ -66,15 +68,20 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "", console
     source = read_source(config.data.path, config.data.images)
     train_records = source.select(config.data.train_split)[: config.data.max_images]
     val_records = source.select(config.data.val_split)
+    circumstances = {"precision": precision, "training data": _fingerprint(train_records)}
+    if checkpoint:
+        checkpoint.refuse_other_circumstances(circumstances)
     torch.manual_seed(config.train.seed)
     say = partial(console_say, console)
     state = _restore(checkpoint, device) if checkpoint else _begin(config, train_records, device, say)
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    quarantine = Quarantine(folder / "quarantine.jsonl")
+    if not checkpoint:
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an attempt that came to nothing
+    quarantine = Quarantine(folder / "quarantine.jsonl", resume=checkpoint is not None)
     quarantine.extend(source.problems)
-    trainer = Trainer(config, state, device, precision, train_records, val_records, quarantine)
+    trainer = Trainer(config, state, device, precision, circumstances, train_records, val_records, quarantine)
     _announce(trainer, say, resumed=checkpoint is not None)
     with RunLog(folder, console, trainer.total_steps, trainer.global_step) as log, _asked_to_stop() as stop:
         trainer.fit(log, stop)
@@ -88,6 +95,15 @@ def _claim(folder: Path) -> None:
             f"{folder}: holds a run already",
             "Add --resume to go on with it, or name another folder with --train.output.",
         )
+
+
+def _fingerprint(records: list[ImageText]) -> str:
+    """Tells one set of training records from another: their number, and a checksum of names and captions."""
+    checksum = 0
+    for record in records:
+        line = "\0".join((Path(record.image).name, *record.captions))
+        checksum = zlib.crc32(line.encode("utf-8", "surrogateescape"), checksum)
+    return f"{len(records):,} pictures, checksum {checksum:08x}"
 
 
 def _begin(config: RunConfig, records: list[ImageText], device: torch.device, say: Callable[[str], None]) -> State:
@@ -138,14 +154,7 @@ def _finish(config: RunConfig, trainer: Trainer, command: str, say: Callable[[st
     state.model.save_pretrained(folder / "last", card=model_card(config, parameters, {}, command))
     best = DualEncoder.from_pretrained(folder / "model").to(trainer.device)
     evaluation = trainer.evaluate(best, "fp32")
-    measured = {
-        "data": Path(config.data.path).name,
-        "split": config.data.val_split,
-        "epoch": state.best["epoch"],
-        "retrieval": evaluation.metrics,
-    }
-    card = model_card(config, parameters, evaluation.metrics, command)
-    best.cpu().save_pretrained(folder / "model", card=card, metrics=measured)
+    best_folder = save_best(best.cpu(), config, state.best["epoch"], evaluation.metrics, command)
     report = folder / "report.html"
     step = max(1, len(evaluation.captions) // QUERIES_SHOWN)
     write_report(
@@ -167,7 +176,7 @@ def _finish(config: RunConfig, trainer: Trainer, command: str, say: Callable[[st
     )
     if trainer.quarantine:
         say(trainer.quarantine.summary())
-    return Run(folder, folder / "model", evaluation, trainer.quarantine, report)
+    return Run(folder, best_folder, evaluation, trainer.quarantine, report)
 
 
 @contextmanager

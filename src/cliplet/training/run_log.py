@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,7 +32,8 @@ class RunLog(AbstractContextManager["RunLog"]):
             self._forget_after(resume_step)
         else:
             self.file.write_text("")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step or None)
+        purge = resume_step + 1 if resume_step else None
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -70,7 +72,7 @@ class RunLog(AbstractContextManager["RunLog"]):
     def train(self, step: int, epoch: float, epochs: int, **values: float) -> None:
         """A line of training figures."""
         self._write({"kind": "train", "step": step, "epoch": round(epoch, 4), **values})
-        place = f"{int(epoch) + 1}/{epochs}"
+        place = f"{max(1, math.ceil(epoch))}/{epochs}"
         self._progress.update(
             self._task, completed=step, epoch=place, loss=values["loss"], speed=values["images_per_second"]
         )

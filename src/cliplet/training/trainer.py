@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from cliplet.data.loader import TrainLoader
 from cliplet.data.records import ImageText, Quarantine
 from cliplet.errors import TrainingError
 from cliplet.evaluation import Evaluation, evaluate
+from cliplet.model_card import model_card
 from cliplet.models import DualEncoder
 from cliplet.runtime.encoder import Encoder
 from cliplet.runtime.engines import TorchEngine
@@ -26,7 +28,7 @@ from cliplet.training.stages import set_trainable, stage_at
 from cliplet.training.step import StepResult, train_step
 
 CHECKPOINT = "checkpoint.pt"
-CHANCE_STEPS = 100  # so many last losses are held against chance, so often
+CHANCE_STEPS = 50  # so many last losses are held against chance, so often
 CHANCE_SHARE = 0.97  # a mean loss above this share of chance has learnt nothing
 
 
@@ -54,11 +56,13 @@ class Trainer:
         state: State,
         device: torch.device,
         precision: str,
+        circumstances: dict[str, str],
         train_records: list[ImageText],
         val_records: list[ImageText],
         quarantine: Quarantine,
     ):
         self.config, self.state, self.device, self.precision = config, state, device, precision
+        self.circumstances = circumstances
         self.train_records, self.val_records, self.quarantine = train_records, val_records, quarantine
         self.loader = TrainLoader(
             train_records,
@@ -73,7 +77,7 @@ class Trainer:
         self.epochs = config.train.epochs
         self.total_steps = self.epochs * len(self.loader)
         self.meter = Meter(self.loader.batch_size)
-        self.warned_in_epoch = -1
+        self.warned = False
 
     @property
     def global_step(self) -> int:
@@ -99,6 +103,7 @@ class Trainer:
                 result = train_step(state.model, state.optimizer, batch.to(self.device), config, self.precision)
                 state.step += 1
                 self._after_step(result, log, stop)
+            self.save()  # before the validation, so that whatever happens in it can be resumed from
             state.epoch, state.step = state.epoch + 1, 0
             if state.epoch % config.train.validate_every == 0 or state.epoch == self.epochs:
                 self._validate(log)
@@ -113,8 +118,10 @@ class Trainer:
         if step % CHANCE_STEPS == 0 or self.state.step == len(self.loader):
             self._warn_at_chance(log)
         if config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
+            self._refuse_non_finite(result)
             self.save()
         if stop.is_set():
+            self._refuse_non_finite(result)
             self.save()
             raise Interrupted(
                 f"stopped at step {step} of {self.total_steps}; the checkpoint is written",
@@ -122,32 +129,38 @@ class Trainer:
             )
 
     def _log(self, result: StepResult, log: RunLog) -> None:
+        self._refuse_non_finite(result)
         step, model = self.global_step, self.state.model
-        loss = float(result.loss)
-        if not math.isfinite(loss) or not math.isfinite(float(result.grad_norm)):
-            raise TrainingError(
-                f"the loss became {loss} at step {step}",
-                "Lower the learning rates (--optim.image-lr, --optim.text-lr, --optim.head-lr), or try "
-                "--train.precision fp32.",
-            )
         rates = {f"lr_{g['name']}": g["lr"] for g in self.state.optimizer.param_groups if "," not in g["name"]}
         log.train(
             step,
             step / len(self.loader),
             self.epochs,
-            loss=loss,
+            loss=float(result.loss),
             logit_scale=float(model.logit_scale.detach()),
             grad_norm=float(result.grad_norm),
             **rates,
             **self.meter.read(),
         )
 
+    def _refuse_non_finite(self, result: StepResult) -> None:
+        """Ends the run, before anything of it is saved, when loss or gradient is no number any more."""
+        for name, value in (("loss", float(result.loss)), ("gradient's norm", float(result.grad_norm))):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the {name} became {value} by step {self.global_step}",
+                    "Start anew in another folder with lower learning rates (--optim.image-lr, --optim.text-lr, "
+                    "--optim.head-lr), or with --train.precision fp32.",
+                )
+
     def _warn_at_chance(self, log: RunLog) -> None:
-        if self.warned_in_epoch == self.state.epoch:
+        enough = min(CHANCE_STEPS, self.total_steps // 2)
+        warming_up = self.global_step < self.config.optim.warmup * self.total_steps
+        if self.warned or warming_up or len(self.meter.losses) < enough:
             return
         chance, loss = math.log(self.loader.batch_size), self.meter.mean_loss()
         if loss > CHANCE_SHARE * chance:
-            self.warned_in_epoch = self.state.epoch
+            self.warned = True
             log.warning(
                 self.global_step,
                 f"After {self.global_step} steps the loss is still {loss:.2f}, which is chance (ln of the batch size: "
@@ -162,8 +175,7 @@ class Trainer:
         best = not self.state.best or metrics["rsum"] > self.state.best["metrics"]["rsum"]
         if best:
             self.state.best = {"epoch": self.state.epoch, "metrics": metrics}
-            measured = {"split": self.config.data.val_split, "epoch": self.state.epoch, "retrieval": metrics}
-            self.state.model.save_pretrained(self.config.output / "model", metrics=measured)
+            save_best(self.state.model, self.config, self.state.epoch, metrics)
         log.validation(self.global_step, self.state.epoch, self.epochs, metrics, best)
 
     def evaluate(self, model: DualEncoder, precision: str) -> Evaluation:
@@ -185,8 +197,18 @@ class Trainer:
             text_architecture=model.text_tower.architecture,
             optimizer=state.optimizer.state_dict(),
             random=random_state(),
+            circumstances=self.circumstances,
             best=state.best,
         ).save(self.config.output / CHECKPOINT)
+
+
+def save_best(model: DualEncoder, config: RunConfig, epoch: int, metrics: dict[str, float], command: str = "") -> Path:
+    """Writes the run's best model with its card and what was measured; gives the folder."""
+    folder = config.output / "model"
+    split = config.data.val_split
+    measured = {"data": Path(config.data.path).name, "split": split, "epoch": epoch, "retrieval": metrics}
+    model.save_pretrained(folder, model_card(config, model.count_parameters(), metrics, command), measured)
+    return folder
 
 
 class Meter:
@@ -207,7 +229,10 @@ class Meter:
         self._waited += time.monotonic() - self._mark
 
     def step_done(self, loss: torch.Tensor) -> None:
-        """A step is done."""
+        """A step is done, or on its way on a GPU, which is let run one step ahead and no further: so what passes
+        until the next batch arrives is waiting for data, and not for the GPU."""
+        if self.losses:
+            self.losses[-1].item()
         self.losses.append(loss)
         self._counted += 1
         self._mark = time.monotonic()
