@@ -78,7 +78,7 @@ def main() -> None:
     model = DualEncoder.build(config.model.model_copy(update={"image": image}))
     device = choose_device("auto")
     precision = choose_precision("auto", device)
-    model = model.to(device=device, memory_format=torch.channels_last)
+    model = model.to(device)
     set_trainable(model, config.train.stages[-1])
     model.train()
     optimizer = build_optimizer(model, config.optim)

@@ -15,6 +15,12 @@ from cliplet.config import from_yaml, to_yaml
 from cliplet.recipes import recipe
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """What a command writes into the current folder by default goes where nobody looks."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("current"))
+
+
 @pytest.fixture
 def fails(capsys):
     """Runs a command that must fail; returns what it said on standard error."""

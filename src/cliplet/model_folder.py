@@ -122,6 +122,7 @@ def write(
         (fresh / CONFIG).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (fresh / METRICS).write_text(json.dumps(metrics or {}, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
+        (fresh / WEIGHTS).chmod((fresh / CARD).stat().st_mode)  # safetensors keeps its files from everybody else
         _replace(folder, fresh)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be written: {error}") from None

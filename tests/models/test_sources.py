@@ -158,7 +158,7 @@ def test_everything_else_is_left_as_it_is():
 
 
 def test_image_weights_from_file_folder_and_package(tiny_config, tiny_model, captions, package, tmp_path):
-    weights = {name: tensor + 1 for name, tensor in tiny_model.image_tower.model.state_dict().items()}
+    weights = {name: (tensor + 1).contiguous() for name, tensor in tiny_model.image_tower.model.state_dict().items()}
     weights |= {"fc.weight": torch.zeros(9, 96), "fc.bias": torch.zeros(9)}  # the classifier, which is left over
     safetensors.torch.save_file(weights, package / "model.safetensors")
     torch.save(weights, tmp_path / "model.pt")

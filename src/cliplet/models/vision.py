@@ -81,9 +81,13 @@ class ImageTower(nn.Module):
 
 
 def _create(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """A timm model; its size is told to those that must know it (transformers), and kept from those that need not."""
+    """A timm model; its size is told to those that must know it (transformers), and kept from those that need not.
+
+    Channels last in memory is what convolutions are fast in, on CPUs (three times) and GPUs; transformers do not mind.
+    """
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size)
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size)
     except TypeError:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    return model.to(memory_format=torch.channels_last)

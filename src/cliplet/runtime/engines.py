@@ -48,8 +48,7 @@ class TorchEngine:
         import torch
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = DualEncoder.from_pretrained(folder).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(model)
+        return cls(DualEncoder.from_pretrained(folder).to(device))
 
     def image_features(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         import torch

@@ -123,8 +123,7 @@ def _restore(checkpoint: Checkpoint, device: torch.device) -> State:
 
 
 def _on_device(model: DualEncoder, config: RunConfig, device: torch.device) -> State:
-    # Channels last is what convolutions are fast in, on CPUs and GPUs alike; transformers do not mind.
-    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device)
     return State(model, build_optimizer(model, config.optim))
 
 

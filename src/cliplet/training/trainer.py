@@ -29,6 +29,10 @@ from cliplet.training.step import StepResult, train_step
 
 CHECKPOINT = "checkpoint.pt"
 CHANCE_STEPS = 50  # so many last losses are held against chance, so often
+LOWER_RATES = (
+    "Start anew in another folder with lower learning rates (--optim.image-lr, --optim.text-lr, --optim.head-lr), "
+    "or with --train.precision fp32."
+)
 CHANCE_SHARE = 0.97  # a mean loss above this share of chance has learnt nothing
 
 
@@ -118,10 +122,8 @@ class Trainer:
         if step % CHANCE_STEPS == 0 or self.state.step == len(self.loader):
             self._warn_at_chance(log)
         if config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
-            self._refuse_non_finite(result)
             self.save()
         if stop.is_set():
-            self._refuse_non_finite(result)
             self.save()
             raise Interrupted(
                 f"stopped at step {step} of {self.total_steps}; the checkpoint is written",
@@ -144,14 +146,10 @@ class Trainer:
         )
 
     def _refuse_non_finite(self, result: StepResult) -> None:
-        """Ends the run, before anything of it is saved, when loss or gradient is no number any more."""
+        """Ends the run when loss or gradient is no number any more."""
         for name, value in (("loss", float(result.loss)), ("gradient's norm", float(result.grad_norm))):
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"the {name} became {value} by step {self.global_step}",
-                    "Start anew in another folder with lower learning rates (--optim.image-lr, --optim.text-lr, "
-                    "--optim.head-lr), or with --train.precision fp32.",
-                )
+                raise TrainingError(f"the {name} became {value} by step {self.global_step}", LOWER_RATES)
 
     def _warn_at_chance(self, log: RunLog) -> None:
         enough = min(CHANCE_STEPS, self.total_steps // 2)
@@ -186,8 +184,10 @@ class Trainer:
         return evaluate(encoder, self.val_records, self.quarantine)
 
     def save(self) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint. Raises TrainingError rather than save weights that are no numbers."""
         state, model = self.state, self.state.model
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise TrainingError(f"weights became infinite or no numbers by step {self.global_step}", LOWER_RATES)
         Checkpoint(
             config=self.config,
             epoch=state.epoch,
