@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -99,8 +98,7 @@ def test_overfits_32_scenes_to_a_recall_of_100(scenes: Path, tmp_path: Path):
     )
     metrics = train(config).evaluation.metrics
     assert metrics["image_to_text_R@1"] == 100
-    # Two of the 32 scenes may share a caption that fits both, so this direction may miss one.
-    assert metrics["text_to_image_R@1"] >= 99
+    assert metrics["text_to_image_R@1"] == 100
 
 
 def test_a_run_leaves_all_that_it_promises(finished: Path):
@@ -318,12 +316,6 @@ def test_what_cannot_work_is_said_before_anything_is_done(scenes, tmp_path, part
     with pytest.raises(error, match=says) as caught:
         train(config)
     assert isinstance(caught.value, ClipletError)
-
-
-def test_two_threads_of_loading_do_not_starve_the_step(finished: Path):
-    lines = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
-    waits = [line["data_wait"] for line in lines if line["kind"] == "train"]
-    assert np.median(waits) < 0.9  # a sanity check of the figure itself; benchmarks/loader.py measures the loader
 
 
 def test_sigterm_is_treated_like_ctrl_c(scenes: Path, tmp_path: Path):
