@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from cliplet.losses._logits import caption_logits
+
 
 def info_nce(
     image_BD: torch.Tensor,
@@ -18,32 +20,21 @@ def info_nce(
     `image_BD`, `text_CD`: unit features. `logit_scale`: the factor itself, not its logarithm.
     `caption_image_C`: for each caption the row of its picture, so pictures may have any number of captions.
 
-    Image to text: KL divergence from the target that is uniform over the picture's captions; with
-    `soft_targets=False`, cross-entropy against its first caption, its others counting as wrong. A picture without
+    Image to text: KL divergence from the target that is uniform over the picture's captions. With
+    `soft_targets=False`, cross-entropy against the picture's first caption, the one that comes first in `text_CD`;
+    its other captions are left out of the softmax, for they are right too and no negatives. A picture without
     captions has no target and is left out of this mean. Text to image: cross-entropy of each caption against
     its picture. The loss is the mean of the two. With one caption a picture it is the loss of CLIP (Radford et al.
     2021, arXiv:2103.00020); uniform targets as in supervised contrastive learning (Khosla et al. 2020,
     arXiv:2004.11362) and TinyCLIP-ConvFFN. Being a divergence, it starts near ln B in both directions for any K
-    captions a picture, and features that are all alike give exactly ln B.
+    captions a picture, and features that are all alike give exactly ln B. Only with `soft_targets=False` the first
+    direction starts at ln(1 + (B - 1) K) instead.
 
     Raises ValueError where the shapes do not fit each other.
     """
-    images, captions = len(image_BD), len(text_CD)
-    if caption_image_C.shape != (captions,) or image_BD.shape[1:] != text_CD.shape[1:]:
-        raise ValueError(
-            f"image features {tuple(image_BD.shape)}, text features {tuple(text_CD.shape)} and "
-            f"caption_image {tuple(caption_image_C.shape)} do not fit"
-        )
-    if not images or not captions:
-        raise ValueError("a loss needs at least one image and one caption")
-    if image_BD.dtype in (torch.float16, torch.bfloat16):
-        image_BD, text_CD = image_BD.float(), text_CD.float()
-    with torch.autocast(image_BD.device.type, enabled=False):
-        logits_BC = logit_scale * image_BD @ text_CD.T
-
+    logits_BC, owned_BC = caption_logits(image_BD, text_CD, logit_scale, caption_image_C)
     text_to_image = F.cross_entropy(logits_BC.T, caption_image_C)
 
-    owned_BC = caption_image_C == torch.arange(images, device=caption_image_C.device)[:, None]
     count_B = owned_BC.sum(1).to(logits_BC.dtype)
     has_caption_B = count_B > 0
     if soft_targets:
@@ -51,6 +42,7 @@ def info_nce(
         divergence_B = -(target_BC * logits_BC.log_softmax(1)).sum(1) - count_B.clamp(min=1).log()
     else:
         first_B = owned_BC.int().argmax(1)  # argmax gives the first of equals
-        divergence_B = F.cross_entropy(logits_BC, first_B, reduction="none")
+        later_BC = owned_BC & (owned_BC.cumsum(1) > 1)
+        divergence_B = F.cross_entropy(logits_BC.masked_fill(later_BC, -torch.inf), first_B, reduction="none")
     image_to_text = (divergence_B * has_caption_B).sum() / has_caption_B.sum()
     return (image_to_text + text_to_image) / 2
