@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cliplet.config import ImageTowerConfig, ModelConfig, PreprocessConfig, TextTowerConfig
+from cliplet.config import ImageTowerConfig, ModelConfig, PreprocessConfig, TextTowerConfig, TokenizerConfig
 
 CAPTIONS = [
     "a red boat on the lake",
@@ -35,7 +35,7 @@ def tiny_config():
     return ModelConfig(
         embed_dim=16,
         image=ImageTowerConfig(name="test_resnet"),
-        text=TextTowerConfig(width=32, layers=2, heads=4, context_length=24, vocab_size=300),
+        text=TextTowerConfig(width=32, layers=2, heads=4, context_length=24, tokenizer=TokenizerConfig(vocab_size=300)),
         preprocess=PreprocessConfig(image_size=32),
     )
 

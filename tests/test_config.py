@@ -84,7 +84,7 @@ def test_all_unknown_keys_are_told_at_once():
 def test_an_unknown_key_like_no_other_lists_the_known_ones():
     with pytest.raises(ConfigError) as caught:
         from_yaml("loss: {qqqqqq: 1}")
-    assert caught.value.hint == "Known: soft_targets."
+    assert caught.value.hint == "Known: info_nce, siglip, hard_negative, soft_targets, hard_negatives, margin."
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,13 @@ def test_differences_name_each_key_that_differs():
         "train.stages.2.epochs: (absent) -> 10",
         "train.stages.2.image_blocks: (absent) -> all",
         "train.stages.2.text_blocks: (absent) -> all",
+        "train.stages.2.heads: (absent) -> True",
+        "train.stages.2.image_lr: (absent) -> None",
+        "train.stages.2.text_lr: (absent) -> None",
+        "train.stages.2.head_lr: (absent) -> None",
+        "train.stages.2.loss.info_nce: (absent) -> None",
+        "train.stages.2.loss.siglip: (absent) -> None",
+        "train.stages.2.loss.hard_negative: (absent) -> None",
     ]
     assert "train.stages.2.text_blocks: all -> (absent)" in differences(new, UNUSUAL)
 

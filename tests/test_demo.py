@@ -48,10 +48,10 @@ def test_a_whole_small_demo(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "TRAIN", 128)
     monkeypatch.setattr(demo, "VAL", 16)
     monkeypatch.setattr(demo, "TEST", 24)
-    recipe = demo.demo_recipe()
+    recipe = demo.recipe("demo")
     stage = recipe.train.stages[0].model_copy(update={"epochs": 1})
     short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": (stage,), "batch_size": 32})})
-    monkeypatch.setattr(demo, "demo_recipe", lambda: short)
+    monkeypatch.setattr(demo, "recipe", lambda name: short)
     output = tmp_path / "demo"
     for _ in range(2):
         evaluation = demo.run_demo(output, seed=0)

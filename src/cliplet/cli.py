@@ -92,20 +92,24 @@ def recipes(words: list[str]) -> None:
     import tyro
 
     from cliplet.config import to_yaml
+    from cliplet.console import recipe_list
     from cliplet.recipes import RECIPES, recipe
 
     @dataclasses.dataclass
     class Options:
         name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
         """Print this one as YAML."""
+        json: bool = False
+        """Print the list as JSON."""
 
     options: Options = _parse(Options, "recipes", words, recipes.__doc__ or "")
     if options.name:
         print(to_yaml(recipe(options.name)), end="")
-        return
-    for name, function in RECIPES.items():
-        print(f"{name:<10}{(function.__doc__ or '').splitlines()[0]}")
-    print("\ncliplet recipes NAME prints one; cliplet train NAME --data.path DATA trains it.")
+    elif options.json:
+        print(json_module.dumps([one.as_dict() for one in RECIPES.values()], indent=2))
+    else:
+        print(recipe_list([one.as_dict() for one in RECIPES.values()]))
+        print("\ncliplet recipes NAME prints one; cliplet train NAME --data.path DATA trains it.")
 
 
 def train(words: list[str]) -> None:
@@ -188,8 +192,8 @@ def evaluate(words: list[str]) -> None:
 
     @dataclasses.dataclass
     class Options:
-        model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-        """Model folder."""
+        model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+        """Model folder, or open_clip:ARCHITECTURE/PRETRAINED."""
         data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
         """Annotation file or data-set folder."""
         split: str = "test"
@@ -231,6 +235,55 @@ def evaluate(words: list[str]) -> None:
     show(recall_table(metrics, f"{options.model} on {options.data}, split {options.split}"))
     if quarantine:
         print(quarantine.summary())
+
+
+def import_model(words: list[str]) -> None:
+    """Turn a model of another project into a model folder: five systems' checkpoints, Hugging Face, OpenCLIP."""
+    import tyro
+
+    @dataclasses.dataclass
+    class Sources:
+        source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+        """Checkpoint file of a system; folder of a CLIPModel or VisionTextDualEncoderModel;
+        open_clip:ARCHITECTURE/PRETRAINED."""
+        out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+        """Model folder to write."""
+        system: int | None = None
+        """Whose checkpoint it is: 1 TinyCLIP-ConvFFN, 2 MiniCLIP, 3 TinyMVLM, 4 miniCLIP_DL, 5 Mini-CLIP from
+        scratch."""
+        tokenizer: str = ""
+        """Where its tokenizer is: hub name, folder, tokenizer.json or pkg:PACKAGE/PATH. By itself, the system's own."""
+        vocabulary: str = ""
+        """System 5: the captions that its words were learnt from."""
+        image_tower: str = ""
+        """Systems 1 to 5: the image tower's name in timm, where it is not the system's usual one."""
+        image_config: str = ""
+        """System 4: hub name, folder or config.json of a ViT that is not the system's usual one."""
+        text_config: str = ""
+        """Systems 1, 3, 4: hub name, folder or config.json of a text tower that is not the system's usual one."""
+
+    options: Sources = _parse(Sources, "import", words, import_model.__doc__ or "")
+    from functools import partial
+
+    from rich.console import Console
+
+    from cliplet import model_folder
+    from cliplet.console import say
+    from cliplet.model_card import imported_card
+
+    model_folder.refuse_occupied(options.out)
+    try:
+        from cliplet.importing import Options, import_any
+    except ModuleNotFoundError as error:
+        raise ClipletError(f"importing needs the package {error.name}, which is not installed", INSTALL_TRAIN) from None
+
+    details = Options(
+        options.tokenizer, options.vocabulary, options.image_tower, options.image_config, options.text_config
+    )
+    model = import_any(options.source, options.system, details, partial(say, Console(stderr=True)))
+    command = "cliplet import " + shlex.join(words)
+    model.save_pretrained(options.out, imported_card(model.config, options.source, model.count_parameters(), command))
+    print(f"{model.count_parameters() / 1e6:.1f} M parameters; model: {options.out}")
 
 
 def inspect(words: list[str]) -> None:
@@ -299,6 +352,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "recipes": recipes,
     "train": train,
     "evaluate": evaluate,
+    "import": import_model,
     "inspect": inspect,
 }
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cliplet.errors import ConfigError, nearest
 
 Blocks = int | Literal["all"]
+Architecture = dict[str, str | int | float | bool]
 
 
 class Config(BaseModel):
@@ -69,6 +70,8 @@ class PreprocessConfig(Config):
     """Side of the square given to the model, in pixels."""
     crop_fraction: float = Field(1.0, gt=0, le=1)
     """The shorter side is resized to image_size / crop_fraction, then the centre is cut out."""
+    resize: Literal["crop", "squash"] = "crop"
+    """What makes a picture square: its centre is cut out, or all of it is resized to the square."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of R, G, B in 0..1, subtracted."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -76,53 +79,122 @@ class PreprocessConfig(Config):
 
 
 class ImageTowerConfig(Config):
+    kind: Literal["timm", "huggingface", "open_clip"] = "timm"
+    """Which library builds the tower."""
     name: str = "mobilenetv2_100"
-    """A timm model's name."""
+    """timm: a model's name; open_clip: an architecture's."""
     weights: tuple[str, ...] = ()
-    """Where pretrained weights are tried, in order: `hub` (timm's own), a file or folder,
-    `pkg:PACKAGE/PATH` (inside an installed Python package). None: from scratch."""
+    """Where pretrained weights are tried, in order. timm: `hub` (timm's own), a file or folder, `pkg:PACKAGE/PATH`
+    (inside an installed Python package). huggingface: hub names, folders or `pkg:PACKAGE/PATH`. None: from scratch."""
+    architecture: Architecture = {}
+    """huggingface, from scratch: values of its configuration, model_type first of all."""
+    pooling: Literal["model", "first", "mean"] = "model"
+    """How states become one vector: as the model itself does, the first (class) token, or the mean over all tokens."""
     train_batch_norm: bool = False
     """Update batch-norm statistics while training; leave off when fine-tuning, on from scratch."""
 
 
-class TextTowerConfig(Config):
-    kind: Literal["huggingface", "transformer"] = "transformer"
-    """A pretrained Hugging Face encoder, or a transformer from scratch with a BPE tokenizer
-    trained on the captions."""
+class TokenizerConfig(Config):
+    kind: Literal["auto", "huggingface", "bpe", "words"] = "auto"
+    """huggingface: an existing one; bpe: byte-level BPE trained on the captions; words: whole words of the captions.
+    auto: the one of a pretrained tower, or else bpe."""
     sources: tuple[str, ...] = ()
-    """huggingface: hub names, folders or `pkg:PACKAGE/PATH`, tried in order."""
-    pooling: Literal["mean", "first", "last"] = "mean"
-    """How token states become one vector: mean over real tokens, the first, or the last real one."""
+    """huggingface: hub names, folders, tokenizer.json files or `pkg:PACKAGE/PATH`, tried in order."""
+    vocab_size: int = Field(8192, ge=64)
+    """bpe, words: largest vocabulary to train."""
+    lowercase: bool = True
+    """bpe: make no difference between a word and the same in capitals."""
+    min_count: int = Field(2, ge=1)
+    """bpe, words: what occurs less often in the captions is left out."""
+
+
+class AttentionConfig(Config):
+    kind: Literal["full", "linformer", "performer"] = "full"
+    """Every token looks at every other, or an approximation that is linear in the text's length."""
+    linformer_k: int = Field(64, ge=1)
+    """linformer: keys and values that a text is projected to."""
+    linformer_one_kv_head: bool = True
+    """linformer: all heads share one head of keys and values."""
+    linformer_share_kv: bool = True
+    """linformer: keys serve as values too."""
+    performer_features: int | None = Field(None, ge=1)
+    """performer: random features a head; by itself, d ln d for heads of size d."""
+
+
+class TextTowerConfig(Config):
+    kind: Literal["huggingface", "transformer", "open_clip"] = "transformer"
+    """A Hugging Face encoder, a transformer from scratch, or the text side of an OpenCLIP model."""
+    name: str = ""
+    """open_clip: an architecture's name."""
+    sources: tuple[str, ...] = ()
+    """huggingface: hub names, folders or `pkg:PACKAGE/PATH` of pretrained weights, tried in order. None: from
+    scratch."""
+    architecture: Architecture = {}
+    """huggingface, from scratch: values of its configuration, model_type first of all."""
+    pooling: Literal["mean", "first", "last", "model"] = "mean"
+    """How token states become one vector: mean over real tokens, the first, the last real one, or as the Hugging Face
+    model itself does."""
     context_length: int = Field(32, ge=4, le=8192)
     """Longest text in tokens; the rest is cut."""
-    vocab_size: int = Field(8192, ge=64)
-    """transformer: largest vocabulary to train."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
     width: int = Field(256, ge=8)
     """transformer: size of the token states."""
     layers: int = Field(4, ge=1)
     """transformer: number of blocks."""
     heads: int = Field(4, ge=1)
     """transformer: attention heads a block."""
+    attention: AttentionConfig = AttentionConfig()
+    norm: Literal["pre", "post"] = "pre"
+    """transformer: layer norm before attention and MLP, or after each with its shortcut."""
+    final_norm: Literal["tokens", "pooled"] = "tokens"
+    """transformer: the last layer norm acts on the token states, or on the pooled vector."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """transformer: dropout on embeddings, attention output and MLP."""
+    """transformer: dropout on the outputs of attention and MLP."""
+    embedding_dropout: float = Field(0.1, ge=0, lt=1)
+    """transformer: dropout on the embeddings."""
 
 
 class HeadConfig(Config):
-    kind: Literal["linear", "mlp"] = "linear"
-    """One linear layer, or Linear, GELU, dropout, Linear."""
+    kind: Literal["linear", "linear_norm", "mlp", "mlp_norm", "residual", "convffn", "none"] = "linear"
+    """linear; linear_norm: Linear, LayerNorm; mlp: Linear, GELU, Linear; mlp_norm: Linear, LayerNorm, ReLU, Linear;
+    residual: x = Linear, then LayerNorm(x + Linear(GELU(x))); convffn (text): Linear, depthwise convolution over the
+    tokens, GELU, mean over the tokens, Linear, LayerNorm; none: the tower's features as they are."""
     hidden: int | None = Field(None, ge=1)
-    """mlp: hidden size; by itself, twice embed_dim."""
+    """mlp, convffn: hidden size; by itself, twice embed_dim. mlp_norm: by itself, embed_dim."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the last layer."""
+    """Dropout before the last layer; convffn: before GELU; residual: on what is added."""
+    bias: bool = True
+    """linear: with a bias."""
+    kernel: int = Field(3, ge=1)
+    """convffn: tokens under the convolution, an odd number."""
+
+    @model_validator(mode="after")
+    def _odd(self) -> HeadConfig:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, so that it has a middle; got {self.kernel}")
+        return self
+
+
+class SharedHeadConfig(Config):
+    """What both sides go through, with the same weights, after their own heads."""
+
+    kind: Literal["none", "residual_mlp"] = "none"
+    """residual_mlp: LayerNorm(x + Linear(GELU(Linear(x))))."""
+    expansion: int = Field(4, ge=1)
+    """residual_mlp: hidden size as a multiple of embed_dim."""
 
 
 class TemperatureConfig(Config):
+    kind: Literal["learned", "dynamic"] = "learned"
+    """One learned number, or a small network that reads the variance of the batch's cosines."""
     init: float = Field(1 / 0.07, gt=0)
     """Start of the factor that multiplies cosines (1 / temperature)."""
     minimum: float = Field(1.0, gt=0)
     """The factor never falls below this."""
     maximum: float = Field(100.0, gt=0)
     """The factor never rises above this."""
+    hidden: int = Field(16, ge=1)
+    """dynamic: hidden size of the network."""
 
     @model_validator(mode="after")
     def _ordered(self) -> TemperatureConfig:
@@ -140,16 +212,41 @@ class ModelConfig(Config):
     text: TextTowerConfig = TextTowerConfig()
     image_head: HeadConfig = HeadConfig()
     text_head: HeadConfig = HeadConfig()
+    shared_head: SharedHeadConfig = SharedHeadConfig()
     temperature: TemperatureConfig = TemperatureConfig()
+    logit_bias: float | None = None
+    """Start of a learned number added to the logits, which SigLIP needs (-10); none without."""
     preprocess: PreprocessConfig = PreprocessConfig()
 
 
 class LossConfig(Config):
+    """The loss is the sum of its terms, each times its weight."""
+
+    info_nce: float = Field(1.0, ge=0)
+    """Weight of the contrastive term with softmax over the batch."""
+    siglip: float = Field(0.0, ge=0)
+    """Weight of the contrastive term with a sigmoid for each pair; set model.logit_bias -10 with it."""
+    hard_negative: float = Field(0.0, ge=0)
+    """Weight of the margin term over each row's hardest negatives."""
     soft_targets: bool = True
-    """Image to text: share the target among a picture's captions, or use the first alone."""
+    """info_nce, image to text: share the target among a picture's captions, or use the first alone."""
+    hard_negatives: int = Field(5, ge=1)
+    """hard_negative: how many of the hardest count in each row."""
+    margin: float = Field(0.1, ge=0)
+    """hard_negative: by so much the right logit must lie above them."""
+
+
+class SamConfig(Config):
+    """Sharpness-aware minimisation: each gradient is taken where the loss is worst nearby."""
+
+    rho: float = Field(0.0, ge=0)
+    """How far to look; 0: not at all, one pass a step instead of two."""
+    per_layer: bool = False
+    """Go so far in each layer by itself, instead of in all weights together."""
 
 
 class OptimConfig(Config):
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     image_lr: float = Field(1e-4, ge=0)
     """Peak learning rate of the image tower."""
     text_lr: float = Field(1e-4, ge=0)
@@ -159,22 +256,43 @@ class OptimConfig(Config):
     weight_decay: float = Field(0.05, ge=0)
     """Of weight matrices; norms, biases and temperature never decay."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """adamw: decay of its averages; sgd: the first is the momentum."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """From the peak down to final_lr, or at the peak to the end."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of all steps over which the rates rise to their peak."""
     final_lr: float = Field(0.0, ge=0, le=1)
     """The cosine ends at this share of the peak."""
-    clip_norm: float = Field(1.0, gt=0)
-    """Largest norm of the whole gradient."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the whole gradient; None: any."""
+    sam: SamConfig = SamConfig()
+
+
+class StageLossConfig(Config):
+    """Weights of the loss's terms in one stage; None: as in the loss section."""
+
+    info_nce: float | None = Field(None, ge=0)
+    siglip: float | None = Field(None, ge=0)
+    hard_negative: float | None = Field(None, ge=0)
 
 
 class StageConfig(Config):
-    """Some epochs in which certain blocks train. Heads and temperature always do."""
+    """Some epochs in which certain parts train. A None keeps what the optim and loss sections say."""
 
     epochs: int = Field(10, ge=1)
     image_blocks: Blocks = "all"
     """Blocks of the image tower that train, counted from the output: a number (0: frozen) or all."""
     text_blocks: Blocks = "all"
     """Blocks of the text tower that train, counted from the output: a number (0: frozen) or all."""
+    heads: bool = True
+    """Whether heads, temperature and bias train."""
+    image_lr: float | None = Field(None, ge=0)
+    """Peak learning rate of the image tower in this stage."""
+    text_lr: float | None = Field(None, ge=0)
+    """Peak learning rate of the text tower in this stage."""
+    head_lr: float | None = Field(None, ge=0)
+    """Peak learning rate of heads, temperature and bias in this stage."""
+    loss: StageLossConfig = StageLossConfig()
 
     @model_validator(mode="after")
     def _not_negative(self) -> StageConfig:
@@ -188,12 +306,17 @@ class StageConfig(Config):
 class TrainConfig(Config):
     output: str = ""
     """Run folder; by itself, runs/RECIPE."""
+    start_from: str = ""
+    """A model or run folder, or `open_clip:ARCHITECTURE/PRETRAINED`, whose weights and tokenizer the run begins with;
+    the model section must describe the same model."""
     batch_size: int = Field(128, ge=2)
     """Pictures that compete in one step."""
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients are averaged for one step; pictures compete within their batch only."""
     stages: tuple[StageConfig, ...] = (StageConfig(),)
     """What trains when."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the processor or GPU is fast at it, fp32 elsewhere."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the processor or GPU is fast at it, fp32 elsewhere. fp16 scales the loss."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps, ..."""
     seed: int = Field(0, ge=0)
@@ -203,6 +326,8 @@ class TrainConfig(Config):
     """Also write a checkpoint every N steps; 0: at the end of each epoch only."""
     validate_every: int = Field(1, ge=1)
     """Epochs between two validations; the last epoch is always validated."""
+    patience: int | None = Field(None, ge=1)
+    """Stop early after so many validations of the last stage in a row without a new best; None: train to the end."""
 
     @model_validator(mode="after")
     def _some_stage(self) -> TrainConfig:

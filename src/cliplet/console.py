@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -61,3 +63,16 @@ def recall_table(metrics: dict[str, float], title: str) -> Table:
         "in percent; all captions of a picture are right, ties count against the model"
     )
     return table
+
+
+def recipe_list(recipes: list[dict[str, Any]]) -> str:
+    """The recipes as text: a line of sizes for each, what it shows, and figures that others published."""
+    lines = []
+    for one in recipes:
+        lines.append(
+            f"{one['name']:<30}{one['parameters_M']:>6.1f} M parameters  {one['image_size']:>4} pixels"
+            f"  {one['context_length']:>4} tokens"
+        )
+        notes = [one["shows"], f"Published: {one['published']}." if one["published"] else ""]
+        lines += textwrap.wrap(" ".join(filter(None, notes)), 96, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)

@@ -17,7 +17,7 @@ from cliplet.data.readers import read_source
 from cliplet.data.scenes import ANNOTATIONS, render_scenes
 from cliplet.errors import INSTALL_TRAIN, ClipletError, TrainingError
 from cliplet.evaluation import Evaluation, evaluate
-from cliplet.recipes import demo as demo_recipe
+from cliplet.recipes import recipe
 from cliplet.runtime.encoder import Encoder, load
 
 TRAIN, VAL, TEST = 4000, 300, 500
@@ -54,7 +54,7 @@ def run_demo(output: Path, seed: int, console: Console | None = None) -> Evaluat
     _clear(output)
     data = output / "data"
     say(console, f"1. Rendering {TRAIN + VAL + TEST:,} scenes into {data}")
-    size = demo_recipe().model.preprocess.image_size
+    size = recipe("demo").model.preprocess.image_size
     with progress_bar("rendering", console) as progress:
         render_scenes(data, TRAIN, VAL, TEST, seed=seed, image_size=size, progress=progress)
 
@@ -86,11 +86,11 @@ def run_demo(output: Path, seed: int, console: Console | None = None) -> Evaluat
 
 
 def _configure(output: Path, data: Path, seed: int) -> RunConfig:
-    recipe = demo_recipe()
-    return recipe.model_copy(
+    config = recipe("demo")
+    return config.model_copy(
         update={
-            "data": recipe.data.model_copy(update={"path": str(data)}),
-            "train": recipe.train.model_copy(update={"output": str(output), "seed": seed}),
+            "data": config.data.model_copy(update={"path": str(data)}),
+            "train": config.train.model_copy(update={"output": str(output), "seed": seed}),
         }
     )
 

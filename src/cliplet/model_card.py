@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cliplet import __version__
-from cliplet.config import RunConfig, to_yaml
+from cliplet.config import ImageTowerConfig, ModelConfig, RunConfig, to_yaml
 
 CARD = """\
 ---
@@ -24,12 +25,11 @@ A small CLIP: pictures and sentences in one space of {embed_dim} dimensions, mad
 | | |
 |---|---|
 | parameters | {parameters:.1f} M |
-| image tower | {image_tower}, started from {image_start} |
-| text tower | {text_tower}, started from {text_start} |
+| image tower | {image_tower} |
+| text tower | {text_tower} |
 | picture | {size} x {size} pixels |
 | text | at most {context_length} tokens |
-| recipe | {name} |
-| data | {data}, split {split} |
+{facts}
 
 {results}## Use
 
@@ -42,7 +42,7 @@ text = encoder.encode_text(["a dog in the snow"])
 print(image @ text.T)
 ```
 
-## How it was trained
+## How it was made
 
 ```
 {command}
@@ -76,23 +76,54 @@ def model_card(config: RunConfig, parameters: int, metrics: dict[str, float], co
     """The card's Markdown, with the front matter that hubs read. `metrics`: from `retrieval_metrics`, or empty."""
     model, text = config.model, config.model.text
     data = Path(config.data.path).name
+    start = config.train.start_from
+    image_start = start or " or ".join(model.image.weights) or "random weights"
+    text_start = start or " or ".join(text.sources) or "random weights"
     return CARD.format(
         name=config.name,
-        version=__version__,
-        embed_dim=model.embed_dim,
-        parameters=parameters / 1e6,
-        image_tower=model.image.name,
-        image_start=" or ".join(model.image.weights) or "random weights",
-        text_tower="Hugging Face encoder" if text.kind == "huggingface" else "transformer",
-        text_start=" or ".join(text.sources) if text.kind == "huggingface" else "random weights",
-        size=model.preprocess.image_size,
-        context_length=text.context_length,
-        data=data,
-        split=config.data.train_split,
+        **_shape(model, parameters),
+        image_tower=f"{_image_tower(model.image)}, started from {image_start}",
+        text_tower=f"{TEXT_TOWERS[text.kind]}, started from {text_start}",
+        facts=f"| recipe | {config.name} |\n| data | {data}, split {config.data.train_split} |",
         results=_results(metrics, data, config.data.val_split) if metrics else "",
         command=command or "cliplet.train(config), with the configuration below",
         configuration=to_yaml(config),
     )
+
+
+def imported_card(model: ModelConfig, source: str, parameters: int, command: str) -> str:
+    """The card of a model that another tool trained."""
+    return CARD.format(
+        name=Path(source).name,
+        **_shape(model, parameters),
+        image_tower=_image_tower(model.image),
+        text_tower=TEXT_TOWERS[model.text.kind],
+        facts=f"| imported from | {source} |",
+        results="",
+        command=command,
+        configuration=to_yaml(model),
+    )
+
+
+TEXT_TOWERS = {
+    "huggingface": "Hugging Face encoder",
+    "transformer": "transformer",
+    "open_clip": "OpenCLIP's",
+}
+
+
+def _image_tower(image: ImageTowerConfig) -> str:
+    return "Hugging Face encoder" if image.kind == "huggingface" else image.name
+
+
+def _shape(model: ModelConfig, parameters: int) -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "embed_dim": model.embed_dim,
+        "parameters": parameters / 1e6,
+        "size": model.preprocess.image_size,
+        "context_length": model.text.context_length,
+    }
 
 
 def _results(metrics: dict[str, float], data: str, split: str) -> str:

@@ -1,6 +1,6 @@
 """The contract between workshop and runtime: a folder that says all there is to know of a model. No torch.
 
-config.json         format version, the model's configuration, the text tower's architecture
+config.json         format version, the model's configuration, what it does not say of the towers
 model.safetensors   weights
 tokenizer.json      the tokenizer, whole
 metrics.json        what was measured, on which data
@@ -34,6 +34,8 @@ class Description(Config):
     format: str = "cliplet"
     format_version: int = FORMAT_VERSION
     model: ModelConfig
+    tokenizer_entries: int | None = None
+    image_architecture: dict[str, Any] | None = Field(default=None)
     text_architecture: dict[str, Any] | None = Field(default=None)
 
 
@@ -111,8 +113,7 @@ def write(
     from safetensors.torch import save_file  # only the workshop writes weights
 
     folder = Path(folder).resolve()  # of a link, what it leads to is replaced, and the link stays
-    if folder.exists() and not _may_be_replaced(folder):
-        raise ModelError(f"{folder}: is there already and is no model folder of cliplet", "Name another place.")
+    refuse_occupied(folder)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
@@ -128,6 +129,13 @@ def write(
         raise ModelError(f"{folder}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def refuse_occupied(folder: str | Path) -> None:
+    """Raises ModelError where something stands that a model folder must not replace: anything but another one."""
+    folder = Path(folder)
+    if folder.exists() and not _may_be_replaced(folder):
+        raise ModelError(f"{folder}: is there already and is no model folder of cliplet", "Name another place.")
 
 
 def _may_be_replaced(folder: Path) -> bool:

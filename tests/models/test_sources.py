@@ -13,6 +13,7 @@ from torch import nn
 from cliplet.config import ImageTowerConfig, TextTowerConfig
 from cliplet.errors import ModelError
 from cliplet.models import DualEncoder
+from cliplet.models.huggingface import build_model
 from cliplet.models.sources import first_that_loads, load_exactly, read_weights, resolve
 
 
@@ -237,5 +238,63 @@ def test_text_sources_that_all_fail_are_all_listed(no_hub, make_bert, tiny_confi
 
 def test_text_tower_without_sources_says_what_to_set(tiny_config):
     text = TextTowerConfig(kind="huggingface")
-    with pytest.raises(ModelError, match=r"names no source\nSet model\.text\.sources"):
+    with pytest.raises(ModelError, match=r"names neither pretrained weights nor an architecture\nSet its sources"):
         DualEncoder.build(tiny_config.model_copy(update={"text": text}))
+
+
+VIT = {
+    "model_type": "vit",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@pytest.fixture
+def vit_folder(package):
+    """A tiny ViT as transformers saves it, in an installed package."""
+    torch.manual_seed(0)
+    build_model(VIT, "image tower").save_pretrained(package / "vit")
+    return package / "vit"
+
+
+def test_hugging_face_image_sources_fall_back_to_folder_and_package(no_hub, vit_folder, tiny_config, captions):
+    from transformers import AutoModel
+
+    original = AutoModel.from_pretrained(vit_folder).state_dict()
+    for sources in (
+        ("no-such-org/no-such-model", "pkg:no_such_package_at_all/vit", str(vit_folder)),
+        ("pkg:tiny_weights_package/none", "pkg:tiny_weights_package/vit", "never-asked"),
+    ):
+        said = []
+        image = ImageTowerConfig(kind="huggingface", weights=sources, pooling="first")
+        model = DualEncoder.build(tiny_config.model_copy(update={"image": image}), captions, said.append)
+        failed = [source for source in sources[:-1] if source != "pkg:tiny_weights_package/vit"]
+        assert [line.split(" failed")[0] for line in said] == [f"image tower: {source}" for source in failed]
+        loaded = model.image_tower.model.state_dict()
+        assert loaded and not any("pooler" in name for name in loaded)
+        assert all(torch.equal(original[name], tensor) for name, tensor in loaded.items())
+
+
+def test_hugging_face_image_sources_that_all_fail_are_all_listed(no_hub, vit_folder, make_bert, tiny_config, tmp_path):
+    text = make_bert(tmp_path / "bert")
+    sources = ("no-such-org/no-such-model", "pkg:tokenizers/no_such_folder", str(text))
+    image = ImageTowerConfig(kind="huggingface", weights=sources, pooling="mean")
+    start = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        DualEncoder.build(tiny_config.model_copy(update={"image": image}), ["a dog"])
+    assert time.monotonic() - start < 10
+    assert all(f"  {source}: " in caught.value.message for source in sources)
+    assert "no_such_folder: no such folder" in caught.value.message and "Without a network" in caught.value.hint
+
+
+def test_a_hugging_face_source_for_another_size_gives_way_to_the_next(package, vit_folder, tiny_config, captions):
+    torch.manual_seed(0)
+    build_model({**VIT, "image_size": 64}, "image tower").save_pretrained(package / "large")
+    said = []
+    image = ImageTowerConfig(kind="huggingface", weights=(str(package / "large"), str(vit_folder)), pooling="mean")
+    DualEncoder.build(tiny_config.model_copy(update={"image": image}), captions, said.append)
+    assert len(said) == 1 and "cannot be built for 32 pixels" in said[0]

@@ -139,3 +139,58 @@ def test_resized_crop_reads_fractions_of_pixels():
     moved = resized_crop(ramp, (8.25, 8, 40.25, 40), 32).astype(int)
     np.testing.assert_array_equal(still, np.asarray(ramp)[8:40, 8:40])
     np.testing.assert_array_equal(moved[:, 2:-2] - still[:, 2:-2], 1)
+
+
+# The whole picture, squashed
+
+
+SQUASH = PreprocessConfig(image_size=32, resize="squash")
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize(("width", "height"), [*SHAPES, (224, 224), (20, 10)])
+def test_squashed_is_torchvisions_pixel_for_pixel(width, height, size):
+    image = photograph(width, height)
+    config = PreprocessConfig(image_size=size, resize="squash")
+    resize = v2.Resize((size, size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    np.testing.assert_array_equal(preprocess_image(image, config), np.asarray(resize(image)))
+
+
+def test_crop_fraction_has_no_part_in_squashing():
+    image = photograph(70, 50)
+    cut = SQUASH.model_copy(update={"crop_fraction": 0.5})
+    np.testing.assert_array_equal(preprocess_image(image, cut), preprocess_image(image, SQUASH))
+
+
+def test_squashed_all_of_the_picture_is_seen():
+    """Twice as wide as high: the outer quarters are red, and so are the outer quarters of what is seen."""
+    pixels = np.full((64, 128, 3), (0, 0, 255), np.uint8)
+    pixels[:, :32] = pixels[:, 96:] = (255, 0, 0)
+    seen = preprocess_image(Image.fromarray(pixels), SQUASH)
+    assert (seen[:, :6] == (255, 0, 0)).all() and (seen[:, 26:] == (255, 0, 0)).all()
+    assert (seen[:, 10:22] == (0, 0, 255)).all()
+
+
+def test_a_square_is_the_same_squashed_and_cut():
+    image = photograph(50, 50)
+    np.testing.assert_array_equal(
+        preprocess_image(image, SQUASH), preprocess_image(image, PreprocessConfig(image_size=32))
+    )
+    exact = photograph(32, 32)
+    np.testing.assert_array_equal(preprocess_image(exact, SQUASH), np.asarray(exact))
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (2, 4000), (4000, 2), (5000, 40)])
+def test_squashed_tall_wide_and_tiny_pictures(width, height):
+    pixels = preprocess_image(Image.new("RGB", (width, height), (10, 130, 250)), SQUASH)
+    assert pixels.shape == (32, 32, 3) and (pixels == (10, 130, 250)).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1600, 1200), (1200, 1600), (2000, 300)])
+def test_a_large_jpeg_decoded_small_shows_the_same_squashed(width, height):
+    stream = io.BytesIO()
+    photograph(width, height).save(stream, "JPEG", quality=95)
+    config = PreprocessConfig(image_size=64, resize="squash")
+    reduced = preprocess_image(stream.getvalue(), config).astype(int)
+    whole = preprocess_image(Image.open(io.BytesIO(stream.getvalue())), config).astype(int)
+    assert np.abs(reduced - whole).mean() < 1 and np.abs(reduced - whole).max() <= 8

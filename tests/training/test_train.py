@@ -20,19 +20,26 @@ from cliplet.config import (
     AugmentConfig,
     DataConfig,
     ImageTowerConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     PreprocessConfig,
     RunConfig,
+    SamConfig,
+    SharedHeadConfig,
     StageConfig,
+    StageLossConfig,
+    TemperatureConfig,
     TextTowerConfig,
+    TokenizerConfig,
     TrainConfig,
     from_yaml,
     to_yaml,
 )
 from cliplet.data.scenes import render_scenes
 from cliplet.errors import ClipletError, DataError, TrainingError
-from cliplet.training import train
+from cliplet.training import train, trainer
+from cliplet.training.step import StepResult
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,9 @@ def tiny(scenes: Path, output: Path, **train_settings) -> RunConfig:
         model=ModelConfig(
             embed_dim=32,
             image=ImageTowerConfig(name="test_resnet", train_batch_norm=True),
-            text=TextTowerConfig(width=32, layers=1, heads=2, context_length=32, vocab_size=400, dropout=0.1),
+            text=TextTowerConfig(
+                width=32, layers=1, heads=2, context_length=32, tokenizer=TokenizerConfig(vocab_size=400)
+            ),
             preprocess=PreprocessConfig(image_size=48),
         ),
         optim=OptimConfig(image_lr=2e-3, text_lr=2e-3, head_lr=2e-3, weight_decay=0.0),
@@ -174,16 +183,14 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(scenes: Path, tmp_path: Path):
 
 
 def test_stopped_at_the_end_of_an_epoch_is_validated_after_resuming(scenes: Path, finished: Path, tmp_path: Path):
-    from cliplet.training import trainer
-
     output = tmp_path / "run"
     config = tiny(scenes, output)
     original = trainer.Trainer._after_step
 
-    def stop_at_step_four(self, result, log, stop):
+    def stop_at_step_four(self, result, place, log, stop):
         if self.global_step == 4:
             stop.set()
-        original(self, result, log, stop)
+        original(self, result, place, log, stop)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Trainer, "_after_step", stop_at_step_four)
@@ -264,7 +271,7 @@ def test_bad_pictures_go_into_the_quarantine_and_nothing_stops(scenes: Path, tmp
 
 def test_a_loss_at_chance_is_said_with_the_usual_causes(scenes: Path, tmp_path: Path, capsys):
     config = tiny(scenes, tmp_path / "run", stages=(StageConfig(epochs=2),))
-    still = config.optim.model_copy(update={"image_lr": 0.0, "text_lr": 0.0, "head_lr": 0.0})
+    still = config.optim.model_copy(update={"image_lr": 1e-30, "text_lr": 1e-30, "head_lr": 1e-30})
     # A tiny factor makes every similarity nearly equal, as features that are all alike would.
     flat = config.model.temperature.model_copy(update={"init": 0.01, "minimum": 0.001})
     train(config.model_copy(update={"optim": still, "model": config.model.model_copy(update={"temperature": flat})}))
@@ -299,6 +306,10 @@ def test_stages_freeze_and_free(scenes: Path, tmp_path: Path):
     assert not any(name.startswith(("image_tower.model.conv1", "image_tower.model.layer1")) for name in changed)
 
 
+IDLE = {"image_blocks": 0, "text_blocks": 0, "heads": False}
+NOTHING = StageLossConfig(info_nce=0.0)
+
+
 @pytest.mark.parametrize(
     ("part", "update", "error", "says"),
     [
@@ -308,6 +319,11 @@ def test_stages_freeze_and_free(scenes: Path, tmp_path: Path):
         ("data", {"images": "nowhere"}, DataError, "does not exist"),
         ("train", {"device": "cuda:99"}, TrainingError, "cannot be used"),
         ("train", {"stages": (StageConfig(image_blocks=99),)}, TrainingError, "99"),
+        ("train", {"stages": (StageConfig(), StageConfig(text_blocks=99))}, TrainingError, "99"),
+        ("train", {"stages": (StageConfig(), StageConfig(**IDLE))}, TrainingError, "trains nothing"),
+        ("train", {"stages": (StageConfig(), StageConfig(loss=NOTHING))}, TrainingError, "no term"),
+        ("loss", {"info_nce": 0.0}, TrainingError, "no term"),
+        ("optim", {"image_lr": 0.0, "text_lr": 0.0, "head_lr": 0.0}, TrainingError, "trains nothing"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_done(scenes, tmp_path, part, update, error, says):
@@ -316,6 +332,7 @@ def test_what_cannot_work_is_said_before_anything_is_done(scenes, tmp_path, part
     with pytest.raises(error, match=says) as caught:
         train(config)
     assert isinstance(caught.value, ClipletError)
+    assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_is_treated_like_ctrl_c(scenes: Path, tmp_path: Path):
@@ -356,8 +373,6 @@ def test_a_run_that_left_no_checkpoint_begins_anew_without_its_quarantine(scenes
 
 
 def test_killed_during_the_first_validation_can_be_resumed(scenes: Path, finished: Path, tmp_path: Path, monkeypatch):
-    from cliplet.training import trainer
-
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -377,3 +392,230 @@ def test_nothing_that_is_no_number_is_ever_saved(scenes: Path, tmp_path: Path):
     if file.exists():
         model = torch.load(file, weights_only=True)["model"]
         assert not any(torch.isnan(tensor).any() for tensor in model.values())
+
+
+# What a run may be made of. Each of these is stopped in the middle of an epoch and resumed.
+
+
+def with_parts(config: RunConfig, **parts) -> RunConfig:
+    """The configuration with `section={key: value}` changed in its sections."""
+    return config.model_copy(
+        update={part: getattr(config, part).model_copy(update=values) for part, values in parts.items()}
+    )
+
+
+HEADS = {"image_blocks": 0, "text_blocks": 0}
+KINDS = {
+    "several batches a step, sgd, hard negatives": {
+        "train": {"batch_size": 2, "accumulate": 2},
+        "optim": {"optimizer": "sgd", "schedule": "constant"},
+        "loss": {"hard_negative": 0.5},
+    },
+    "SAM, several batches a step, towers frozen at first": {
+        "train": {
+            "batch_size": 2,
+            "accumulate": 2,
+            "stages": (StageConfig(epochs=1, **HEADS), StageConfig(epochs=1, image_blocks=2)),
+        },
+        "optim": {"sam": SamConfig(rho=0.1, per_layer=True), "clip_norm": None},
+    },
+    "fp16": {"train": {"precision": "fp16"}},
+    "siglip, dynamic temperature, shared head, bias": {
+        "loss": {"info_nce": 0.0, "siglip": 1.0},
+        "model": {
+            "temperature": TemperatureConfig(kind="dynamic", init=10.0),
+            "shared_head": SharedHeadConfig(kind="residual_mlp"),
+            "logit_bias": -10.0,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_in_the_middle_of_an_epoch_each_kind_of_run_is_the_same(scenes, tmp_path, monkeypatch, kind):
+    short = {"batch_size": 4, "stages": (StageConfig(epochs=2),), "log_every": 1, "validate_every": 2}
+    whole, stopped = (
+        with_parts(tiny(scenes, tmp_path / name, **short), data={"max_images": 8}, **KINDS[kind])
+        for name in ("whole", "stopped")
+    )
+    train(whole)
+    after_step = trainer.Trainer._after_step
+
+    def stop_at_step_three(self, result, place, log, stop):
+        if self.global_step == 3:
+            stop.set()
+        after_step(self, result, place, log, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_after_step", stop_at_step_three)
+        with pytest.raises(trainer.Interrupted, match="step 3 of 4"):
+            train(stopped)
+    train(stopped, resume=True)
+    assert_same_weights(whole.output / "last", stopped.output / "last")
+    checkpoints = [torch.load(one.output / "checkpoint.pt", weights_only=True) for one in (whole, stopped)]
+    assert checkpoints[0]["scaler"] == checkpoints[1]["scaler"]
+    assert bool(checkpoints[0]["scaler"]) == (kind == "fp16")
+    figures = ("step", "loss", "grad_norm", "logit_scale", "lr_image", "lr_text", "lr_head")
+    first, second = (
+        [[line.get(name) for name in figures] for line in train_lines(one.output)] for one in (whole, stopped)
+    )
+    assert first == second and [line[0] for line in first] == [1, 2, 3, 4]
+
+
+def train_lines(output: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "train"]
+
+
+def test_a_model_of_all_parts_is_trained_saved_and_opened(scenes: Path, tmp_path: Path):
+    config = with_parts(
+        tiny(scenes, tmp_path / "run", batch_size=16, stages=(StageConfig(epochs=1),)),
+        **KINDS["siglip, dynamic temperature, shared head, bias"],
+        optim={"head_lr": 1e-2, "warmup": 0.0},
+    )
+    train(config)
+    ended = weights(config.output / "last")
+    assert {"logit_bias", "temperature.mlp.0.weight", "shared_head.fc2.weight"} <= ended.keys()
+    assert 0 < abs(float(ended["logit_bias"]) + 10.0) < 0.1
+    model = cliplet.models.DualEncoder.from_pretrained(config.output / "last")
+    assert float(model.logit_bias.detach()) == float(ended["logit_bias"])
+    start = weights_before_training(config)
+    for name in ("temperature.mlp.2.bias", "shared_head.fc1.weight", "shared_head.norm.bias", "image_head.1.weight"):
+        assert not torch.equal(ended[name], start[name]), name
+    features = cliplet.load(config.output / "model").encode_text(["a red circle"])
+    assert features.shape == (1, 32) and (features**2).sum() == pytest.approx(1, rel=1e-5)
+
+
+def weights_before_training(config: RunConfig) -> dict[str, torch.Tensor]:
+    from cliplet.data.readers import read_source
+
+    torch.manual_seed(config.train.seed)
+    records = read_source(config.data.path, None).select("train")
+    captions = (caption for record in records for caption in record.captions)
+    return cliplet.models.DualEncoder.build(config.model, captions).state_dict()
+
+
+def test_stages_name_what_they_train_and_weigh_their_own_loss(scenes: Path, tmp_path: Path, capsys):
+    """The loss section itself has no weight, so the run's end must not ask it for its chance either."""
+    stages = (
+        StageConfig(epochs=1, **HEADS, loss=StageLossConfig(info_nce=1.0)),
+        StageConfig(epochs=1, text_blocks=1, loss=StageLossConfig(info_nce=2.0, hard_negative=0.5)),
+    )
+    config = with_parts(
+        tiny(scenes, tmp_path / "run", batch_size=16, stages=stages, log_every=1), loss={"info_nce": 0.0, "margin": 0.3}
+    )
+    train(config)
+    lines = train_lines(config.output)
+    terms = [{name for name in line if name.startswith("loss_")} for line in lines]
+    assert terms == [set(), set(), {"loss_info_nce", "loss_hard_negative"}, {"loss_info_nce", "loss_hard_negative"}]
+    for line in lines[2:]:
+        assert line["loss"] == pytest.approx(2 * line["loss_info_nce"] + 0.5 * line["loss_hard_negative"], rel=1e-5)
+        assert line["loss_hard_negative"] > 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage ")]
+    start = weights_before_training(config)
+    heads = sum(start[name].numel() for name in start if name.startswith(("image_head.", "text_head.", "temperature.")))
+    assert printed[0].startswith("stage 1/2 trains image tower: frozen, text tower: frozen, heads and temperature: all")
+    assert f"; {heads:,} of " in printed[0]
+    assert printed[0].endswith("in 5 tensors: image_head.*, text_head.*, temperature.*")
+    assert "stage 2/2 trains image tower: all, text tower: last 1 of 2 blocks" in printed[1]
+    assert "image_tower.*, text_tower.layers.*, text_tower.final_norm.*, image_head.*" in printed[1]
+
+
+# With steps that are made up
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Replaces the step: `loss(n)` gives step n's, and what each step was called with is kept."""
+    calls = []
+
+    def replace(loss=lambda step: 1.0, grad_norm=1.0):
+        def step(model, optimizer, scaler, batches, weighed, **settings):
+            rates = {group["part"]: group["lr"] for group in optimizer.param_groups}
+            calls.append({"rates": rates, "batches": len(batches), "loss": weighed, **settings})
+            value = torch.tensor(float(loss(len(calls))))
+            return StepResult(value, {"info_nce": value}, torch.tensor(1.0), torch.tensor(grad_norm))
+
+        monkeypatch.setattr(trainer, "train_step", step)
+        return calls
+
+    return replace
+
+
+COSINE = [1.0, 0.96194, 0.85355, 0.69134, 0.5, 0.30866, 0.14645, 0.03806]
+RISE = [0.5, 1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("schedule", "shares"), [("cosine", COSINE), ("constant", [1.0] * 8)])
+def test_each_step_has_the_rates_of_its_stage(scenes, tmp_path, made_up, schedule, shares):
+    calls = made_up()
+    first, second = StageConfig(epochs=2, text_lr=8.0), StageConfig(epochs=2, image_lr=4.0, head_lr=0.0)
+    config = tiny(scenes, tmp_path / "run", batch_size=16, stages=(first, second), log_every=1, validate_every=4)
+    rates = {"image_lr": 1.0, "text_lr": 2.0, "head_lr": 3.0}
+    train(with_parts(config, optim={**rates, "schedule": schedule, "warmup": 0.25}))
+    peaks = [{"image": 1.0, "text": 8.0, "head": 3.0}] * 4 + [{"image": 4.0, "text": 2.0, "head": 0.0}] * 4
+    expected = [
+        {part: peak * rise * share for part, peak in of.items()}
+        for of, rise, share in zip(peaks, RISE, shares, strict=True)
+    ]
+    assert [call["rates"] for call in calls] == [pytest.approx(one, abs=1e-4) for one in expected]
+    logged = [
+        {part: line[f"lr_{part}"] for part in ("image", "text", "head")} for line in train_lines(tmp_path / "run")
+    ]
+    assert logged == [call["rates"] for call in calls]
+
+
+@pytest.mark.parametrize(("accumulate", "steps", "batches"), [(1, 4, 1), (2, 2, 2), (3, 1, 3), (9, 1, 4)])
+def test_steps_an_epoch_with_several_batches_each(scenes, tmp_path, made_up, capsys, accumulate, steps, batches):
+    calls = made_up()
+    two = (StageConfig(epochs=2),)
+    train(tiny(scenes, tmp_path / "run", accumulate=accumulate, stages=two, validate_every=2, log_every=1))
+    assert [call["batches"] for call in calls] == [batches] * 2 * steps
+    assert [line["epoch"] for line in train_lines(tmp_path / "run")] == [(n + 1) / steps for n in range(2 * steps)]
+    assert f"2 epochs of {steps} steps" in " ".join(capsys.readouterr().out.split())
+
+
+def test_settings_reach_the_step(scenes, tmp_path, made_up):
+    calls = made_up()
+    stages = (StageConfig(epochs=1), StageConfig(epochs=1, loss=StageLossConfig(siglip=0.5)))
+    config = tiny(scenes, tmp_path / "run", batch_size=32, stages=stages, precision="bf16")
+    config = with_parts(
+        config, optim={"sam": SamConfig(rho=0.3, per_layer=True), "clip_norm": None}, loss={"margin": 0.7}
+    )
+    train(config)
+    assert [call["loss"] for call in calls] == [LossConfig(margin=0.7), LossConfig(margin=0.7, siglip=0.5)]
+    assert all(call["clip_norm"] is None and call["precision"] == "bf16" for call in calls)
+    assert all((call["sam"].rho, call["sam"].per_layer) == (0.3, True) for call in calls)
+
+
+def test_without_sam_and_with_clipping(scenes, tmp_path, made_up):
+    calls = made_up()
+    config = with_parts(tiny(scenes, tmp_path / "run", batch_size=32), optim={"clip_norm": 0.25})
+    train(config)
+    assert [(call["sam"], call["clip_norm"], call["precision"]) for call in calls] == [(None, 0.25, "fp32")] * 3
+
+
+@pytest.mark.parametrize(("second", "warned"), [(1.0, False), (2.07, True)])
+def test_chance_is_that_of_the_stage_and_of_its_steps_alone(scenes, tmp_path, made_up, second, warned):
+    """A loss of 100 is far below the chance of the first stage, 100 ln 8, and must not spoil the second's mean."""
+    made_up(lambda step: 100.0 if step <= 16 else second)
+    stages = (StageConfig(epochs=4, loss=StageLossConfig(info_nce=100.0)), StageConfig(epochs=4))
+    train(tiny(scenes, tmp_path / "run", stages=stages, validate_every=8))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    warnings = [line for line in lines if line["kind"] == "warning"]
+    assert len(warnings) == warned
+    assert not warned or (f"chance ({math.log(8):.2f}" in warnings[0]["message"] and warnings[0]["step"] > 16)
+
+
+def test_a_step_that_the_scaler_skips_does_not_end_the_run(scenes, tmp_path, made_up):
+    made_up(grad_norm=math.inf)
+    short = {"batch_size": 32, "stages": (StageConfig(epochs=1),), "log_every": 1}
+    assert train(tiny(scenes, tmp_path / "fp16", precision="fp16", **short)).report.is_file()
+    with pytest.raises(TrainingError, match="gradient's norm became inf"):
+        train(tiny(scenes, tmp_path / "fp32", **short))
+
+
+def test_a_loss_that_is_no_number_ends_a_scaled_run_too(scenes, tmp_path, made_up):
+    made_up(lambda step: math.nan)
+    with pytest.raises(TrainingError, match="loss became nan"):
+        train(tiny(scenes, tmp_path / "run", batch_size=32, precision="fp16", log_every=1))

@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 def first_that_loads(what: str, sources: Sequence[str], load: Callable[[str], T], say: Callable[[str], None]) -> T:
     """`load` of the first source that works. Each failure is told to `say`; if all fail, ModelError lists them."""
+    if not sources:
+        raise ModelError(f"{what}: no source is named", "Name a hub name, a folder or a file.")
     failures = []
     for source in sources:
         try:

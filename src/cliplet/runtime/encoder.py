@@ -15,21 +15,25 @@ from cliplet import model_folder
 from cliplet.config import PreprocessConfig
 from cliplet.data.images import ImageLike
 from cliplet.errors import ImageError
-from cliplet.runtime.engines import Engine, TorchEngine
+from cliplet.runtime.engines import OPEN_CLIP, Engine, TorchEngine
 from cliplet.runtime.preprocess import preprocess_image
 from cliplet.runtime.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 
 
-def load(folder: str | Path) -> Encoder:
-    """Opens a model folder: `load("runs/demo/model").encode_text(["a red boat"])`.
+def load(source: str | Path) -> Encoder:
+    """Opens a model folder: `load("runs/demo/model").encode_text(["a red boat"])`, or an OpenCLIP model by
+    `open_clip:ARCHITECTURE/PRETRAINED`, where the second is a name of OpenCLIP's or a file of weights.
 
     Raises ModelError for a folder that is no good, or when nothing installed can run it.
     """
-    description = model_folder.read_description(folder)
-    tokenizer = Tokenizer.from_file(Path(folder) / model_folder.TOKENIZER, description.model.text.context_length)
-    return Encoder(TorchEngine.open(folder), tokenizer, description.model.preprocess, description.model.embed_dim)
+    if str(source).startswith(OPEN_CLIP):
+        engine = TorchEngine.open(source)
+        return Encoder(engine, engine.model.tokenizer, engine.model.config.preprocess, engine.model.config.embed_dim)
+    description = model_folder.read_description(source)
+    tokenizer = Tokenizer.from_file(Path(source) / model_folder.TOKENIZER, description.model.text.context_length)
+    return Encoder(TorchEngine.open(source), tokenizer, description.model.preprocess, description.model.embed_dim)
 
 
 class Encoder:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cliplet.models import DualEncoder
 
 
+OPEN_CLIP = "open_clip:"  # begins the name of an OpenCLIP model, where a folder might stand
+
+
 class Engine(Protocol):
     """Computes features for whole batches. B images, C captions, L tokens, D embed_dim, S image_size."""
 
@@ -36,19 +39,20 @@ class TorchEngine:
         self.precision = precision
 
     @classmethod
-    def open(cls, folder: str | Path) -> TorchEngine:
-        """Opens a model folder on the GPU, if there is one. Raises ModelError without torch, or for a bad folder."""
+    def open(cls, source: str | Path) -> TorchEngine:
+        """Opens a model folder, or `open_clip:...`, on the GPU, if there is one. Raises ModelError without torch, or
+        for a bad folder."""
         try:
-            from cliplet.models import DualEncoder
+            from cliplet.models.pretrained import open_model
         except ModuleNotFoundError as error:
             raise ModelError(
-                f"opening {folder} needs the package {error.name}, which is not installed",
+                f"opening {source} needs the package {error.name}, which is not installed",
                 INSTALL_TRAIN,
             ) from None
         import torch
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(DualEncoder.from_pretrained(folder).to(device))
+        return cls(open_model(source).to(device))
 
     def image_features(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         import torch

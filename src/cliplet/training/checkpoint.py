@@ -26,8 +26,10 @@ class Checkpoint:
     step: int  # the step of that epoch to go on with
     model: dict[str, Any]  # state dict
     tokenizer: str  # tokenizer.json
+    image_architecture: dict[str, Any] | None
     text_architecture: dict[str, Any] | None
     optimizer: dict[str, Any]  # state dict
+    scaler: dict[str, Any]  # state dict
     random: dict[str, Any]  # states of the random generators that dropout uses
     circumstances: dict[str, str]  # what the configuration leaves open but the result depends on: precision, data
     best: dict[str, Any]  # epoch and metrics of the best validation so far; empty before the first

@@ -5,47 +5,54 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
 from cliplet.config import OptimConfig
 from cliplet.errors import TrainingError
 from cliplet.models import DualEncoder
+from cliplet.training.stages import head_parameters
 
 
-def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with its own peak rate for each tower and for heads and temperature.
+def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum, with groups for each tower and for heads and temperature.
 
     Matrices decay; norms, biases and temperature do not. Frozen parameters are in it too and get no gradient, so that
     a later stage finds its groups as they were.
     """
-    heads = nn.ModuleList([model.image_head, model.text_head, model.temperature])
-    parts = {"image": (model.image_tower, config.image_lr), "text": (model.text_tower, config.text_lr)}
+    parts = {
+        "image": list(model.image_tower.parameters()),
+        "text": list(model.text_tower.parameters()),
+        "head": head_parameters(model),
+    }
     groups = []
-    for name, (module, rate) in {**parts, "head": (heads, config.head_lr)}.items():
-        matrices = [p for p in module.parameters() if p.ndim >= 2]
-        others = [p for p in module.parameters() if p.ndim < 2]
-        groups.append({"name": name, "params": matrices, "peak_lr": rate, "weight_decay": config.weight_decay})
-        groups.append({"name": f"{name}, no decay", "params": others, "peak_lr": rate, "weight_decay": 0.0})
+    for name, parameters in parts.items():
+        matrices = [p for p in parameters if p.ndim >= 2]
+        others = [p for p in parameters if p.ndim < 2]
+        groups.append({"name": name, "part": name, "params": matrices, "weight_decay": config.weight_decay})
+        groups.append({"name": f"{name}, no decay", "part": name, "params": others, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.betas[0], fused=True)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=1e-6, fused=True)
 
 
 def learning_rate(step: int, total: int, stage_start: int, config: OptimConfig) -> float:
     """The share of its peak that each rate has at `step` of `total`, both counted over all stages.
 
-    One cosine from 1 to `final_lr` over the whole run, times a linear rise at the start of each stage: what a
-    stage sets free has no Adam statistics yet, and full rates at once would undo its pretraining.
+    One cosine from 1 to `final_lr` over the whole run, or 1 throughout, times a linear rise at the start of each
+    stage: what a stage sets free has no Adam statistics yet, and full rates at once would undo its pretraining.
     """
     warmup = max(1, round(config.warmup * total))
     rise = min(1.0, (step - stage_start + 1) / warmup)
+    if config.schedule == "constant":
+        return rise
     cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
     return rise * (config.final_lr + (1 - config.final_lr) * cosine)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Sets every group's rate to this share of its peak."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, peaks: dict[str, float], share: float) -> None:
+    """Sets the rate of each part's groups to this share of the part's peak."""
     for group in optimizer.param_groups:
-        group["lr"] = share * group["peak_lr"]
+        group["lr"] = share * peaks[group["part"]]
 
 
 def choose_device(name: str) -> torch.device:
@@ -64,7 +71,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`fp32` or `bf16`; `auto` takes bf16 where the hardware has instructions for it."""
+    """`fp32`, `bf16` or `fp16`; `auto` takes bf16 where the hardware has instructions for it, else fp32."""
     if name != "auto":
         return name
     if device.type == "cuda":

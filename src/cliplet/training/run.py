@@ -6,7 +6,6 @@ two model folders, model/ (best on validation) and last/, and report.html.
 
 from __future__ import annotations
 
-import math
 import shutil
 import signal
 import threading
@@ -30,9 +29,13 @@ from cliplet.evaluation import Evaluation
 from cliplet.evaluation.report import write_report
 from cliplet.model_card import model_card
 from cliplet.models import DualEncoder
+from cliplet.runtime.tokenizer import Tokenizer
 from cliplet.training.checkpoint import Checkpoint, set_random_state
+from cliplet.training.objective import chance_loss, loss_in_stage
 from cliplet.training.optim import build_optimizer, choose_device, choose_precision
 from cliplet.training.run_log import RunLog, read_log
+from cliplet.training.stages import refuse_bad_stages, stage_at
+from cliplet.training.start import start_model
 from cliplet.training.trainer import CHECKPOINT, State, Trainer, save_best
 
 QUERIES_SHOWN = 10
@@ -73,7 +76,10 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "", console
         checkpoint.refuse_other_circumstances(circumstances)
     torch.manual_seed(config.train.seed)
     say = partial(console_say, console)
-    state = _restore(checkpoint, device) if checkpoint else _begin(config, train_records, device, say)
+    state = (
+        _restore(checkpoint, device, precision) if checkpoint else _begin(config, train_records, device, precision, say)
+    )
+    refuse_bad_stages(state.model, config)
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -106,25 +112,35 @@ def _fingerprint(records: list[ImageText]) -> str:
     return f"{len(records):,} pictures, checksum {checksum:08x}"
 
 
-def _begin(config: RunConfig, records: list[ImageText], device: torch.device, say: Callable[[str], None]) -> State:
-    captions = (caption for record in records for caption in record.captions)
-    model = DualEncoder.build(config.model, captions, say)
-    return _on_device(model, config, device)
+def _begin(
+    config: RunConfig, records: list[ImageText], device: torch.device, precision: str, say: Callable[[str], None]
+) -> State:
+    if config.train.start_from:
+        model = start_model(config.train.start_from, config.model)
+        say(f"starts from {config.train.start_from}")
+    else:
+        captions = (caption for record in records for caption in record.captions)
+        model = DualEncoder.build(config.model, captions, say)
+    return _on_device(model, config, device, precision)
 
 
-def _restore(checkpoint: Checkpoint, device: torch.device) -> State:
-    model = DualEncoder.skeleton(checkpoint.config.model, checkpoint.tokenizer, checkpoint.text_architecture)
+def _restore(checkpoint: Checkpoint, device: torch.device, precision: str) -> State:
+    config = checkpoint.config
+    tokenizer = Tokenizer.from_json(checkpoint.tokenizer, config.model.text.context_length)
+    model = DualEncoder.skeleton(config.model, tokenizer, checkpoint.image_architecture, checkpoint.text_architecture)
     model.load_state_dict(checkpoint.model)
-    state = _on_device(model, checkpoint.config, device)
+    state = _on_device(model, config, device, precision)
     state.optimizer.load_state_dict(checkpoint.optimizer)
+    state.scaler.load_state_dict(checkpoint.scaler)
     state.epoch, state.step, state.best = checkpoint.epoch, checkpoint.step, checkpoint.best
     set_random_state(checkpoint.random)
     return state
 
 
-def _on_device(model: DualEncoder, config: RunConfig, device: torch.device) -> State:
+def _on_device(model: DualEncoder, config: RunConfig, device: torch.device, precision: str) -> State:
     model = model.to(device)
-    return State(model, build_optimizer(model, config.optim))
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return State(model, build_optimizer(model, config.optim), scaler)
 
 
 def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> None:
@@ -134,7 +150,7 @@ def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> No
     say(
         f"{config.name}: {model.count_parameters() / 1e6:.1f} M parameters, {len(trainer.train_records):,} pictures "
         f"and {len(captions):,} captions to train on, {len(trainer.val_records):,} pictures to validate on; "
-        f"{trainer.device}, {trainer.precision}, {trainer.epochs} epochs of {len(trainer.loader)} steps"
+        f"{trainer.device}, {trainer.precision}, {trainer.epochs} epochs of {trainer.steps_an_epoch} steps"
     )
     if cut:
         say(f"{cut:,} captions are longer than {length} tokens and are cut (model.text.context_length)")
@@ -154,6 +170,7 @@ def _finish(config: RunConfig, trainer: Trainer, command: str, say: Callable[[st
     best = DualEncoder.from_pretrained(folder / "model").to(trainer.device)
     evaluation = trainer.evaluate(best, "fp32")
     best_folder = save_best(best.cpu(), config, state.best["epoch"], evaluation.metrics, command)
+    last_loss = loss_in_stage(config.loss, stage_at(config.train.stages, state.epoch - 1).stage.loss)
     report = folder / "report.html"
     step = max(1, len(evaluation.captions) // QUERIES_SHOWN)
     write_report(
@@ -171,7 +188,7 @@ def _finish(config: RunConfig, trainer: Trainer, command: str, say: Callable[[st
             "command": command or "cliplet.train(config)",
             "seed": str(config.train.seed),
         },
-        chance=math.log(trainer.loader.batch_size),
+        chance=chance_loss(last_loss, trainer.loader.batch_size, config.data.captions_per_image),
     )
     if trainer.quarantine:
         say(trainer.quarantine.summary())

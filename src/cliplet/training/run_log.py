@@ -20,7 +20,8 @@ class RunLog(AbstractContextManager["RunLog"]):
     """`log.jsonl`, `tensorboard/` and the console of one run.
 
     Lines of the log: {"kind": "train", "step", "epoch", "loss", "logit_scale", "grad_norm", "lr_image", "lr_text",
-    "lr_head", "images_per_second", "data_wait"} every few steps, {"kind": "validation", "step", "epoch", metrics} and
+    "lr_head", "images_per_second", "data_wait"} every few steps, with "loss_TERM" for each term where there are several
+    and without "grad_norm" where a scaled gradient overflowed; {"kind": "validation", "step", "epoch", metrics} and
     {"kind": "warning", "step", "message"}. `data_wait` is the share of time spent waiting for the loader.
     """
 

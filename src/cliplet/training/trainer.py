@@ -6,14 +6,16 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cliplet.config import RunConfig
-from cliplet.data.loader import TrainLoader
+from cliplet.data.loader import Batch, TrainLoader
 from cliplet.data.records import ImageText, Quarantine
 from cliplet.errors import TrainingError
 from cliplet.evaluation import Evaluation, evaluate
@@ -22,9 +24,11 @@ from cliplet.models import DualEncoder
 from cliplet.runtime.encoder import Encoder
 from cliplet.runtime.engines import TorchEngine
 from cliplet.training.checkpoint import Checkpoint, random_state
+from cliplet.training.objective import chance_loss, loss_in_stage
 from cliplet.training.optim import learning_rate, set_learning_rate
 from cliplet.training.run_log import RunLog
-from cliplet.training.stages import set_trainable, stage_at
+from cliplet.training.sam import Sam
+from cliplet.training.stages import Place, peak_rates, set_trainable, stage_at
 from cliplet.training.step import StepResult, train_step
 
 CHECKPOINT = "checkpoint.pt"
@@ -32,6 +36,12 @@ CHANCE_STEPS = 50  # so many last losses are held against chance, so often
 LOWER_RATES = (
     "Start anew in another folder with lower learning rates (--optim.image-lr, --optim.text-lr, --optim.head-lr), "
     "or with --train.precision fp32."
+)
+USUAL_CAUSES = (
+    "Usual causes: captions that do not belong to their pictures (look with: cliplet inspect DATA); learning rates too "
+    "high or too low by a factor of ten (--optim.head-lr, --optim.image-lr, --optim.text-lr); a tower from scratch "
+    "with too little data or too few steps; pretrained weights with another mean and deviation than model.preprocess "
+    "says."
 )
 CHANCE_SHARE = 0.97  # a mean loss above this share of chance has learnt nothing
 
@@ -45,7 +55,8 @@ class State:
     """What changes while a run goes on."""
 
     model: DualEncoder
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # switched off but for fp16
     epoch: int = 0
     step: int = 0  # within the epoch
     best: dict[str, Any] = field(default_factory=dict)
@@ -79,48 +90,87 @@ class Trainer:
             quarantine=quarantine,
         )
         self.epochs = config.train.epochs
-        self.total_steps = self.epochs * len(self.loader)
-        self.meter = Meter(self.loader.batch_size)
+        self.accumulate = min(config.train.accumulate, len(self.loader))
+        self.steps_an_epoch = len(self.loader) // self.accumulate
+        self.total_steps = self.epochs * self.steps_an_epoch
+        self.meter = Meter(self.accumulate * self.loader.batch_size)
         self.warned = False
+        optim = config.optim
+        self.sam = Sam(state.model, optim.sam.rho, optim.sam.per_layer) if optim.sam.rho else None
 
     @property
     def global_step(self) -> int:
         """Steps made since the run began."""
-        return self.state.epoch * len(self.loader) + self.state.step
+        return self.state.epoch * self.steps_an_epoch + self.state.step
 
     def fit(self, log: RunLog, stop: threading.Event) -> None:
-        """Trains to the last epoch."""
+        """Trains to the last epoch, or until nothing has become better for too long."""
         state, config = self.state, self.config
-        while state.epoch < self.epochs:
+        while state.epoch < self.epochs and not self._out_of_patience(log):
             place = stage_at(config.train.stages, state.epoch)
             trained = set_trainable(state.model, place.stage)
             if state.step == 0 and state.epoch == place.first_epoch:
                 log.say(f"stage {place.number + 1}/{len(config.train.stages)} trains {trained}")
+                self.meter.losses.clear()  # they may have been of another loss
             state.model.train()
             self.meter.start()
-            for batch in self.loader.epoch(state.epoch, state.step):
+            for batches in self._steps():
                 self.meter.data_arrived()
-                share = learning_rate(
-                    self.global_step, self.total_steps, place.first_epoch * len(self.loader), config.optim
-                )
-                set_learning_rate(state.optimizer, share)
-                result = train_step(state.model, state.optimizer, batch.to(self.device), config, self.precision)
-                state.step += 1
-                self._after_step(result, log, stop)
+                self._after_step(self._step(batches, place), place, log, stop)
             self.save()  # before the validation, so that whatever happens in it can be resumed from
             state.epoch, state.step = state.epoch + 1, 0
             if state.epoch % config.train.validate_every == 0 or state.epoch == self.epochs:
                 self._validate(log)
             self.save()
 
-    def _after_step(self, result: StepResult, log: RunLog, stop: threading.Event) -> None:
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The batches of each step that the epoch still has; what is left over of the epoch at its end sits out."""
+        batches = self.loader.epoch(self.state.epoch, self.state.step * self.accumulate)
+        for _ in range(self.state.step, self.steps_an_epoch):
+            yield [batch.to(self.device) for batch in islice(batches, self.accumulate)]
+
+    def _step(self, batches: list[Batch], place: Place) -> StepResult:
+        """One step at the rates and weights of its stage."""
+        config, state = self.config, self.state
+        stage_start = place.first_epoch * self.steps_an_epoch
+        share = learning_rate(self.global_step, self.total_steps, stage_start, config.optim)
+        set_learning_rate(state.optimizer, peak_rates(place.stage, config.optim), share)
+        result = train_step(
+            state.model,
+            state.optimizer,
+            state.scaler,
+            batches,
+            loss_in_stage(config.loss, place.stage.loss),
+            sam=self.sam,
+            clip_norm=config.optim.clip_norm,
+            precision=self.precision,
+        )
+        state.step += 1
+        return result
+
+    def _out_of_patience(self, log: RunLog) -> bool:
+        """Whether so many validations in a row brought no new best that the run is to end early. Only the last stage
+        ends early, for the ones before it prepare it, and heads on frozen towers are soon as good as they get."""
+        train, best = self.config.train, self.state.best
+        patience, last_stage = train.patience, self.epochs - train.stages[-1].epochs
+        if patience is None or not best:
+            return False
+        if self.state.epoch - max(best["epoch"], last_stage) < patience * train.validate_every:
+            return False
+        best_epoch = best["epoch"]
+        log.say(
+            f"stopped early: no new best for {patience} validations; the best is epoch {best_epoch}'s (train.patience)"
+        )
+        return True
+
+    def _after_step(self, result: StepResult, place: Place, log: RunLog, stop: threading.Event) -> None:
         step, config = self.global_step, self.config
         self.meter.step_done(result.loss)
         log.advance(step)
-        if step % config.train.log_every == 0 or self.state.step == len(self.loader):
+        if step % config.train.log_every == 0 or self.state.step == self.steps_an_epoch:
             self._log(result, log)
-        if step % CHANCE_STEPS == 0 or self.state.step == len(self.loader):
-            self._warn_at_chance(log)
+        if step % CHANCE_STEPS == 0 or self.state.step == self.steps_an_epoch:
+            self._warn_at_chance(place, log)
         if config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
             self.save()
         if stop.is_set():
@@ -132,15 +182,19 @@ class Trainer:
 
     def _log(self, result: StepResult, log: RunLog) -> None:
         self._refuse_non_finite(result)
-        step, model = self.global_step, self.state.model
-        rates = {f"lr_{g['name']}": g["lr"] for g in self.state.optimizer.param_groups if "," not in g["name"]}
+        step = self.global_step
+        rates = {f"lr_{g['part']}": g["lr"] for g in self.state.optimizer.param_groups}
+        terms = {f"loss_{name}": float(value) for name, value in result.terms.items()} if len(result.terms) > 1 else {}
+        # Scaled gradients overflow now and then; JSON has no word for it, so nothing is said.
+        norm = {"grad_norm": float(result.grad_norm)} if result.grad_norm.isfinite() else {}
         log.train(
             step,
-            step / len(self.loader),
+            step / self.steps_an_epoch,
             self.epochs,
             loss=float(result.loss),
-            logit_scale=float(model.logit_scale.detach()),
-            grad_norm=float(result.grad_norm),
+            **terms,
+            logit_scale=float(result.logit_scale),
+            **norm,
             **rates,
             **self.meter.read(),
         )
@@ -148,24 +202,24 @@ class Trainer:
     def _refuse_non_finite(self, result: StepResult) -> None:
         """Ends the run when loss or gradient is no number any more."""
         for name, value in (("loss", float(result.loss)), ("gradient's norm", float(result.grad_norm))):
-            if not math.isfinite(value):
+            # With scaled gradients a norm that is not finite is how the scaler finds its scale; the step was skipped.
+            if not math.isfinite(value) and not (name != "loss" and self.state.scaler.is_enabled()):
                 raise TrainingError(f"the {name} became {value} by step {self.global_step}", LOWER_RATES)
 
-    def _warn_at_chance(self, log: RunLog) -> None:
+    def _warn_at_chance(self, place: Place, log: RunLog) -> None:
         enough = min(CHANCE_STEPS, self.total_steps // 2)
         warming_up = self.global_step < self.config.optim.warmup * self.total_steps
         if self.warned or warming_up or len(self.meter.losses) < enough:
             return
-        chance, loss = math.log(self.loader.batch_size), self.meter.mean_loss()
+        weighed = loss_in_stage(self.config.loss, place.stage.loss)
+        chance = chance_loss(weighed, self.loader.batch_size, self.config.data.captions_per_image)
+        loss = self.meter.mean_loss()
         if loss > CHANCE_SHARE * chance:
             self.warned = True
             log.warning(
                 self.global_step,
-                f"After {self.global_step} steps the loss is still {loss:.2f}, which is chance (ln of the batch size: "
-                f"{chance:.2f}): the model tells no pair from another. Usual causes: captions that do not belong to "
-                "their pictures (look with: cliplet inspect DATA); learning rates too high or too low by a factor of "
-                "ten (--optim.head-lr, --optim.image-lr, --optim.text-lr); a tower from scratch with too little data "
-                "or too few steps; pretrained weights with another mean and deviation than model.preprocess says.",
+                f"After {self.global_step} steps the loss is still {loss:.2f}, which is chance ({chance:.2f} for a "
+                f"batch of {self.loader.batch_size}): the model tells no pair from another. {USUAL_CAUSES}",
             )
 
     def _validate(self, log: RunLog) -> None:
@@ -194,8 +248,10 @@ class Trainer:
             step=state.step,
             model=model.state_dict(),
             tokenizer=model.tokenizer.to_json(),
+            image_architecture=model.image_tower.architecture,
             text_architecture=model.text_tower.architecture,
             optimizer=state.optimizer.state_dict(),
+            scaler=state.scaler.state_dict(),
             random=random_state(),
             circumstances=self.circumstances,
             best=state.best,

