@@ -2,14 +2,15 @@
 # make test      the fast tests
 # make lint      ruff and mypy
 # make test-slow the tests that take minutes, a fresh clone's two commands among them
-# make bench     the benchmarks; DATA=folder names a Flickr8k
+# make bench     the loader against the usual one; DATA=folder names a Flickr8k
+# make bench-recipes  whether every recipe learns, from scratch at full size; about an hour on two cores
 # Each sets up .venv first, once; nothing is installed again until pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench setup
+.PHONY: demo test test-slow lint format bench bench-recipes setup
 
 demo: $(VENV)/.train
 	$(BIN)/cliplet demo
@@ -32,6 +33,10 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=path/to/flickr8k"; exit 1; }
 	$(BIN)/python benchmarks/loader.py $(DATA)
+
+bench-recipes: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "name a data set: make bench-recipes DATA=path/to/flickr8k"; exit 1; }
+	$(BIN)/python benchmarks/recipes.py $(DATA)
 
 setup: $(VENV)/.dev
 

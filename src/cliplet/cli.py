@@ -100,11 +100,12 @@ def recipes(words: list[str]) -> None:
         name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
         """Print this one as YAML."""
         json: bool = False
-        """Print the list as JSON."""
+        """Print JSON instead of text or YAML."""
 
     options: Options = _parse(Options, "recipes", words, recipes.__doc__ or "")
     if options.name:
-        print(to_yaml(recipe(options.name)), end="")
+        config = recipe(options.name)
+        print(json_module.dumps(config.model_dump(mode="json"), indent=2) if options.json else to_yaml(config).rstrip())
     elif options.json:
         print(json_module.dumps([one.as_dict() for one in RECIPES.values()], indent=2))
     else:
@@ -267,11 +268,11 @@ def import_model(words: list[str]) -> None:
 
     from rich.console import Console
 
-    from cliplet import model_folder
     from cliplet.console import say
     from cliplet.model_card import imported_card
 
-    model_folder.refuse_occupied(options.out)
+    if options.out.exists() and not (options.out.is_dir() and not any(options.out.iterdir())):
+        raise ClipletError(f"{options.out}: is there already", "Name another folder, or remove this one first.")
     try:
         from cliplet.importing import Options, import_any
     except ModuleNotFoundError as error:
@@ -282,8 +283,15 @@ def import_model(words: list[str]) -> None:
     )
     model = import_any(options.source, options.system, details, partial(say, Console(stderr=True)))
     command = "cliplet import " + shlex.join(words)
-    model.save_pretrained(options.out, imported_card(model.config, options.source, model.count_parameters(), command))
-    print(f"{model.count_parameters() / 1e6:.1f} M parameters; model: {options.out}")
+    model.save_pretrained(
+        options.out, imported_card(model.config, options.out.name, options.source, model.count_parameters(), command)
+    )
+    pictures = model.config.preprocess
+    print(
+        f"{model.count_parameters() / 1e6:.1f} M parameters; model: {options.out}\n"
+        f"pictures: {pictures.resize} to {pictures.image_size} pixels, mean {pictures.mean}, deviation {pictures.std}; "
+        "if they were otherwise in training, edit model.preprocess in its config.json"
+    )
 
 
 def inspect(words: list[str]) -> None:

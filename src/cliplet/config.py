@@ -91,7 +91,8 @@ class ImageTowerConfig(Config):
     pooling: Literal["model", "first", "mean"] = "model"
     """How states become one vector: as the model itself does, the first (class) token, or the mean over all tokens."""
     train_batch_norm: bool = False
-    """Update batch-norm statistics while training; leave off when fine-tuning, on from scratch."""
+    """Update batch-norm statistics of blocks that train; on from scratch, and off where a pretrained tower meets small
+    batches."""
 
 
 class TokenizerConfig(Config):
@@ -287,7 +288,7 @@ class StageConfig(Config):
     heads: bool = True
     """Whether heads, temperature and bias train."""
     image_lr: float | None = Field(None, ge=0)
-    """Peak learning rate of the image tower in this stage."""
+    """Peak learning rate of the image tower in this stage; the run's cosine goes on falling over it."""
     text_lr: float | None = Field(None, ge=0)
     """Peak learning rate of the text tower in this stage."""
     head_lr: float | None = Field(None, ge=0)

@@ -91,10 +91,10 @@ def model_card(config: RunConfig, parameters: int, metrics: dict[str, float], co
     )
 
 
-def imported_card(model: ModelConfig, source: str, parameters: int, command: str) -> str:
+def imported_card(model: ModelConfig, name: str, source: str, parameters: int, command: str) -> str:
     """The card of a model that another tool trained."""
     return CARD.format(
-        name=Path(source).name,
+        name=name,
         **_shape(model, parameters),
         image_tower=_image_tower(model.image),
         text_tower=TEXT_TOWERS[model.text.kind],

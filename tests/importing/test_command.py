@@ -62,7 +62,8 @@ def test_a_checkpoint_becomes_a_folder_that_opens_anywhere(plain_example, run, t
     millions = sum(
         parameter.numel() for name, parameter in plain_example.model.named_parameters() if "pooler" not in name
     )
-    assert out == f"{millions / 1e6:.1f} M parameters; model: {tmp_path / 'out'}\n"
+    assert out.splitlines()[0] == f"{millions / 1e6:.1f} M parameters; model: {tmp_path / 'out'}"
+    assert out.splitlines()[1].startswith("pictures: squash to ") or plain_example.words[1] == "1"
 
     encoder = cliplet.load(tmp_path / "out")
     ids, mask = encoder.tokenizer(texts[:1])
@@ -89,21 +90,19 @@ def test_a_folder_of_hugging_face_s_becomes_one_of_cliplet_s(clip_folder, run, t
     assert status == 0 and json.loads(out)["model"]["embed_dim"] == 16
 
 
-def test_the_same_place_may_be_written_again_and_no_other(make_example, run, tmp_path):
+def test_what_is_there_is_never_written_over(make_example, run, tmp_path):
     example = make_example("1")
-    for _ in range(2):
-        assert run("import", example.file, tmp_path / "out", *example.words)[0] == 0
+    (tmp_path / "out").mkdir()  # an empty folder may be filled
+    assert run("import", example.file, tmp_path / "out", *example.words)[0] == 0
     before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "config.json").write_text('{"model_type": "clip"}')
     (tmp_path / "file").write_text("words")
-    for place, inside in (("theirs", "theirs/config.json"), ("file", "file")):
+    for place, inside in (("theirs", "theirs/config.json"), ("file", "file"), ("out", "out/config.json")):
         kept = (tmp_path / inside).read_text()
         status, out, err = run("import", example.file, tmp_path / place, *example.words)
-        assert (status, out) == (1, "") and "is no model folder of cliplet" in err
+        assert (status, out) == (1, "") and "is there already" in err
         assert (tmp_path / inside).read_text() == kept
-    # A checkpoint that cannot be read leaves the model that is there.
-    assert run("import", tmp_path / "file", tmp_path / "out", "--system", "1")[0] == 1
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -156,3 +155,18 @@ def test_weights_that_do_not_fit_are_named(make_example, fails, tmp_path):
     torch.save(content, tmp_path / "changed.pt")
     said = fails(tmp_path / "changed.pt", *example.words)
     assert "1 missing (text_head.norm.weight); 1 left over (strange)" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (("--system", "2", "--vocabulary", "captions.json"), "--vocabulary"),
+        (("--system", "5", "--text-config", "c.json", "--image-config", "c.json"), "--image-config, --text-config"),
+        ((), "--image-tower"),
+    ],
+)
+def test_an_option_without_a_use_is_refused(words, flags, clip_folder, run, tmp_path):
+    words = words or ("--image-tower", "resnet18")
+    source = clip_folder if "--system" not in words else tmp_path / "x.pt"
+    status, _, err = run("import", source, tmp_path / "out", *words)
+    assert status == 1 and f"has no use for {flags}" in err

@@ -465,7 +465,12 @@ def test_a_file_that_is_no_checkpoint_is_refused(what, tmp_path):
     elif what != "nothing":
         torch.save([torch.zeros(2)] if what == "list" else torch.zeros(2), file)
     said = refused(import_any, str(file), 1, Options())
-    message = {"folder": "no such file", "nothing": "no such file", "list": "holds a list", "tensor": "holds a Tensor"}
+    message = {
+        "folder": "is a folder, but a checkpoint is a file",
+        "nothing": "no such file",
+        "list": "holds a list",
+        "tensor": "holds a Tensor",
+    }
     assert "x.pt: " + message.get(what, "cannot be opened as a checkpoint") in said
 
 

@@ -333,7 +333,7 @@ def test_a_source_without_a_tokenizer_gives_way_to_the_next(make_bert, tmp_path)
     config = TextTowerConfig(kind="huggingface", sources=(str(bare), str(whole)), context_length=24)
     said: list[str] = []
     HuggingFaceTower.from_sources(config, said.append)
-    assert len(said) == 1 and str(bare) in said[0]
+    assert len(said) == 2 and str(bare) in said[0] and str(whole) in said[1]
 
 
 # Hugging Face towers from scratch

@@ -229,3 +229,20 @@ def test_stage_of_an_epoch():
     assert stage_at(three, 3).stage is three[2]
     with pytest.raises(ValueError, match="beyond the 6 epochs"):
         stage_at(three, 6)
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "bert_model"])
+def test_a_tower_that_is_frozen_whole_computes_as_in_evaluation(name, request):
+    model = request.getfixturevalue(name)
+    for stage, image, text in (
+        (StageConfig(image_blocks=0, text_blocks=0), False, False),
+        (StageConfig(image_blocks=1, text_blocks=0), True, False),
+        (StageConfig(image_blocks=0, text_blocks=1), False, True),
+    ):
+        set_trainable(model, stage)
+        model.train()
+        assert model.image_tower.model.training == image
+        dropouts = [module for module in model.text_tower.modules() if isinstance(module, torch.nn.Dropout)]
+        assert dropouts and all(module.training == text for module in dropouts)
+        assert model.image_head.training and model.text_head.training
+    assert not any(module.training for module in model.eval().modules())

@@ -15,6 +15,16 @@ from cliplet.runtime.engines import OPEN_CLIP
 __all__ = ["SYSTEMS", "Options", "import_any", "import_checkpoint", "import_huggingface"]
 
 
+# What a checkpoint of each system may need to be told.
+USED = {
+    1: ("tokenizer", "image_tower", "text_config"),
+    2: ("tokenizer", "image_tower"),
+    3: ("tokenizer", "image_tower", "text_config"),
+    4: ("tokenizer", "image_tower", "image_config", "text_config"),
+    5: ("tokenizer", "vocabulary", "image_tower"),
+}
+
+
 def import_any(
     source: str, system: int | None, options: Options, say: Callable[[str], None] = lambda message: None
 ) -> DualEncoder:
@@ -24,11 +34,22 @@ def import_any(
     if system is not None:
         if system not in SYSTEMS:
             raise ModelError(f"there is no system {system}", f"Known: {', '.join(map(str, SYSTEMS))}.")
+        _refuse_unused(options, USED[system], f"a checkpoint of system {system}")
         return import_checkpoint(source, system, options, say)
     if source.startswith(OPEN_CLIP):
+        _refuse_unused(options, (), "an OpenCLIP model")
         return open_model(source)
     if Path(source).is_dir():
+        _refuse_unused(options, ("tokenizer",), "a Hugging Face folder")
         return import_huggingface(source, options.tokenizer)
     if not Path(source).exists():
         raise ModelError(f"{source}: no such file or folder")
     raise ModelError(f"{source}: is a file, and whose is not known", "Name the system: --system 1 to 5.")
+
+
+def _refuse_unused(options: Options, used: tuple[str, ...], what: str) -> None:
+    """Raises ModelError for an option that would change nothing."""
+    unused = [name for name, value in vars(options).items() if value and name not in used]
+    if unused:
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise ModelError(f"{what} has no use for {flags}", "Leave it out.")

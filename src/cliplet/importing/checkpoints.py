@@ -22,7 +22,6 @@ from cliplet.errors import ModelError
 from cliplet.importing.names import (
     Tensors,
     bert_shapes,
-    classifiers,
     fitting_timm_model,
     layers_in,
     longest_text,
@@ -34,6 +33,7 @@ from cliplet.models import DualEncoder
 from cliplet.models.huggingface import current_names, load_architecture
 from cliplet.models.sources import first_that_loads, load_exactly
 from cliplet.models.tokenizers import huggingface_tokenizer, words_tokenizer
+from cliplet.models.vision import classifiers
 from cliplet.recipes import recipe
 from cliplet.runtime.tokenizer import Tokenizer
 
@@ -92,6 +92,8 @@ def import_checkpoint(file: str | Path, system: int, options: Options, say: Say)
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
     """What a torch file holds: tensors, numbers, strings, and tables of them. Raises ModelError."""
+    if Path(file).is_dir():
+        raise ModelError(f"{file}: is a folder, but a checkpoint is a file", "Leave --system out for a folder.")
     if not Path(file).is_file():
         raise ModelError(f"{file}: no such file")
     try:

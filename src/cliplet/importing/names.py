@@ -11,8 +11,10 @@ import torch
 
 from cliplet.config import Architecture, ImageTowerConfig
 from cliplet.errors import ModelError
+from cliplet.models.huggingface import build_model
 from cliplet.models.sources import load_exactly
-from cliplet.models.vision import TimmTower
+from cliplet.models.text import probe
+from cliplet.models.vision import TimmTower, classifiers
 
 Tensors = dict[str, torch.Tensor]
 
@@ -58,12 +60,6 @@ def fitting_timm_model(names: Sequence[str], tensors: Tensors, image_size: int) 
         "the image tower's weights fit no model that they could belong to\n" + "\n".join(reasons),
         "Name the timm model with --image-tower.",
     )
-
-
-def classifiers(model: Any) -> tuple[str, ...]:
-    """Beginnings of the names that a timm model's classifier would have."""
-    classifier = model.default_cfg.get("classifier") or ()
-    return tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier))
 
 
 def bert_shapes(tensors: Tensors, prefix: str, named: Architecture | None, usual: Architecture) -> dict[str, Any]:
@@ -120,15 +116,16 @@ def vit_shapes(tensors: Tensors, prefix: str, named: Architecture | None) -> dic
     return {**sizes, "num_attention_heads": width // 64}
 
 
-# Their first position is the padding's number plus one, so that many of their positions stand for no token.
-POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
-
-
 def longest_text(architecture: Mapping[str, Any]) -> int:
-    """How many tokens a Hugging Face text encoder reads. Raises ModelError where its configuration does not say."""
-    if not isinstance(architecture.get("max_position_embeddings"), int):
+    """How many tokens a Hugging Face text encoder reads, asked of one layer of it: some begin to count their positions
+    behind the padding's number, and so read fewer than they have positions. Raises ModelError where that is not said.
+    """
+    positions = architecture.get("max_position_embeddings")
+    if not isinstance(positions, int):
         raise ModelError("the text tower's configuration does not say how long texts may be (max_position_embeddings)")
-    length = int(architecture["max_position_embeddings"])
-    if architecture["model_type"] in POSITIONS_AFTER_PADDING:
-        length -= int(architecture.get("pad_token_id", 1)) + 1
-    return length
+    shallow = build_model({**architecture, "num_hidden_layers": 1}, "text tower")
+    padding = getattr(shallow.config, "pad_token_id", None) or 0
+    for length in (positions, positions - padding - 1):
+        if length > 0 and probe(shallow, length, length) is not None:
+            return length
+    raise ModelError(f"the text tower has {positions} positions, but reads no text of as many tokens")

@@ -21,10 +21,13 @@ def first_that_loads(what: str, sources: Sequence[str], load: Callable[[str], T]
     """`load` of the first source that works. Each failure is told to `say`; if all fail, ModelError lists them."""
     if not sources:
         raise ModelError(f"{what}: no source is named", "Name a hub name, a folder or a file.")
-    failures = []
+    failures: list[str] = []
     for source in sources:
         try:
-            return load(source)
+            found = load(source)
+            if failures:
+                say(f"{what}: taken from {source}")
+            return found
         except ModelError as error:
             failures.append(f"  {source}: {error.message}")
             if len(failures) < len(sources):

@@ -227,12 +227,12 @@ def _checked(model: Any, config: TextTowerConfig) -> Any:
     if longest and 0 < longest < config.context_length:  # XLNet says -1: there is no limit
         raise ModelError(f"reads at most {longest} tokens, but model.text.context_length is {config.context_length}")
     length, few = config.context_length, 3
-    whole, alone = _read(model, length, length), _read(model, few, few)
+    whole, alone = probe(model, length, length), probe(model, few, few)
     if alone is None:
         raise ModelError(f"{type(model).__name__} is no plain text encoder; choose one like BERT, RoBERTa or MiniLM")
     if whole is None:  # positions of RoBERTa begin after the padding's number, so its last ones cannot be used
         raise ModelError(f"reads fewer than {length} tokens, which model.text.context_length asks for")
-    padded = _read(model, few, length)
+    padded = probe(model, few, length)
     if padded is None or not torch.allclose(
         padded.last_hidden_state[:, :few], alone.last_hidden_state, atol=1e-4, rtol=1e-3
     ):
@@ -245,8 +245,9 @@ def _checked(model: Any, config: TextTowerConfig) -> Any:
     return model
 
 
-def _read(model: Any, length: int, padded: int) -> Any:
-    """What the model says of some text of that length after padding; None where that is not a state for each token."""
+def probe(model: Any, length: int, padded: int) -> Any:
+    """What a Hugging Face encoder says of some text of that length with padding behind it up to `padded`; None where
+    that is not a state for each token."""
     pad_id = getattr(model.config, "pad_token_id", None) or 0
     ids = torch.full((1, padded), pad_id)
     ids[:, :length] = 3 if pad_id == 2 else 2

@@ -27,7 +27,9 @@ class ImageTower(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> ImageTower:
-        """Training mode, in which batch norm keeps its statistics where they are frozen or its weights are."""
+        """Training mode, in which batch norm keeps its statistics where they are frozen or its weights are; and none
+        of it for a tower that is frozen whole, which computes as in evaluation, without dropout."""
+        mode = mode and is_trained(self)
         super().train(mode)
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -54,6 +56,11 @@ class TextTower(nn.Module):
     width: int
     architecture: dict[str, Any] | None
 
+    def train(self, mode: bool = True) -> TextTower:
+        """Training mode, but not for a tower that is frozen whole, which computes as in evaluation, without dropout."""
+        super().train(mode and is_trained(self))
+        return self
+
     def states(self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
         """A state for each token, (N, L, width); those at padding mean nothing."""
         raise NotImplementedError
@@ -68,6 +75,11 @@ class TextTower(nn.Module):
     def blocks(self) -> list[list[nn.Parameter]]:
         """The tower's parameters by depth, from input to output; embeddings first, final norm with the last."""
         raise NotImplementedError
+
+
+def is_trained(tower: nn.Module) -> bool:
+    """Whether any of its parameters is."""
+    return any(parameter.requires_grad for parameter in tower.parameters())
 
 
 def by_depth(tower: nn.Module, layers: list[list[nn.Parameter]]) -> list[list[nn.Parameter]]:

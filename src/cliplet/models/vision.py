@@ -83,9 +83,7 @@ class TimmTower(ImageTower):
             return
         path = Path(resolve(source))
         file = path / "model.safetensors" if path.is_dir() else path
-        classifier = self.model.default_cfg.get("classifier") or "\0"
-        heads = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
-        load_exactly(self.model, read_weights(file), str(file), ignore=tuple(f"{head}." for head in heads))
+        load_exactly(self.model, read_weights(file), str(file), ignore=classifiers(self.model))
 
 
 class HuggingFaceImageTower(ImageTower):
@@ -168,3 +166,9 @@ def _create(name: str, image_size: int, pretrained: bool = False) -> nn.Module:
     except TypeError:
         model = timm.create_model(name, pretrained=pretrained, num_classes=0)
     return model.to(memory_format=torch.channels_last)
+
+
+def classifiers(model: Any) -> tuple[str, ...]:
+    """Beginnings of the names that a timm model's classifier would have."""
+    classifier = model.default_cfg.get("classifier") or ()
+    return tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier))

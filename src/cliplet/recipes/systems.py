@@ -107,8 +107,8 @@ MINILM_TEXT = _bert(
     "microsoft/MiniLM-L6-H384-uncased",
     "nreimers/MiniLM-L6-H384-uncased",
     "sentence-transformers/all-MiniLM-L6-v2",
-    "microsoft/MiniLM-L12-H384-uncased",
     MINILM[0],
+    "microsoft/MiniLM-L12-H384-uncased",
 )
 
 
@@ -284,7 +284,7 @@ def vits_roberta_setup2(name: str) -> RunConfig:
 @recipe_named("vits-roberta-setup3", parameters=146.1, published=f"{PROTOCOL} 36.6 / 33.9")
 def vits_roberta_setup3(name: str) -> RunConfig:
     """miniCLIP_DL: goes on from the model of vits-roberta-setup2 with the last two blocks of each tower."""
-    optim = {"image_lr": 1e-5, "text_lr": 1e-5, "head_lr": 3e-4, "weight_decay": 1e-4}
+    optim = {"image_lr": 1e-5, "text_lr": 1e-5, "head_lr": 3e-4, "weight_decay": 1e-4, "schedule": "constant"}
     stages = (StageConfig(epochs=6, image_blocks=2, text_blocks=2),)
     train = {"batch_size": 24, "stages": stages, "start_from": "runs/vits-roberta-setup2"}
     return _roberta(name, DINO, optim, train)
@@ -326,7 +326,7 @@ def vitb16_scratch_hardneg(name: str) -> RunConfig:
                 embedding_dropout=0.0,
                 tokenizer=TokenizerConfig(kind="words", vocab_size=30000, min_count=1),
             ),
-            preprocess=PreprocessConfig(mean=HALF, std=HALF),
+            preprocess=PreprocessConfig(resize="squash", mean=HALF, std=HALF),
         ),
         loss=LossConfig(hard_negative=0.1, hard_negatives=5, margin=0.1),
         optim=OptimConfig(

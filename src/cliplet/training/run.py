@@ -158,6 +158,11 @@ def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> No
         say(
             f"the batch holds {trainer.loader.batch_size} pictures, all there are, instead of {config.train.batch_size}"
         )
+    if config.train.accumulate > 1:
+        left = len(trainer.loader) % trainer.accumulate
+        say(f"a step averages the gradients of {trainer.accumulate} batches; {left} batches sit out in each epoch")
+    if config.loss.siglip and model.logit_bias is None:
+        say("SigLIP learns slowly without a bias: set model.logit_bias to -10 (--model.logit-bias -10)")
     if resumed:
         say(f"resumed at step {trainer.global_step} of {trainer.total_steps}")
 

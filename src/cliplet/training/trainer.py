@@ -117,10 +117,12 @@ class Trainer:
             for batches in self._steps():
                 self.meter.data_arrived()
                 self._after_step(self._step(batches, place), place, log, stop)
-            self.save()  # before the validation, so that whatever happens in it can be resumed from
-            state.epoch, state.step = state.epoch + 1, 0
-            if state.epoch % config.train.validate_every == 0 or state.epoch == self.epochs:
+            done = state.epoch + 1
+            if done % config.train.validate_every == 0 or done == self.epochs:
+                self.save()  # before the validation, so that whatever happens in it can be resumed from
+                state.epoch, state.step = done, 0
                 self._validate(log)
+            state.epoch, state.step = done, 0
             self.save()
 
     def _steps(self) -> Iterator[list[Batch]]:
@@ -218,8 +220,8 @@ class Trainer:
             self.warned = True
             log.warning(
                 self.global_step,
-                f"After {self.global_step} steps the loss is still {loss:.2f}, which is chance ({chance:.2f} for a "
-                f"batch of {self.loader.batch_size}): the model tells no pair from another. {USUAL_CAUSES}",
+                f"After {self.global_step} steps the loss is still {loss:.2f}, no better than chance ({chance:.2f} for "
+                f"a batch of {self.loader.batch_size}): the model tells no pair from another. {USUAL_CAUSES}",
             )
 
     def _validate(self, log: RunLog) -> None:
