@@ -71,6 +71,8 @@ def test_the_list_as_json(capsys):
     assert list(listed) == list(RECIPES)
     assert listed["tinyvit-minilm-convffn"]["parameters_M"] == pytest.approx(34.4, abs=0.2)
     assert "42.3 / 29.3" in listed["tinyvit-minilm-convffn"]["published"]
+    assert main(["recipes", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == recipe("demo").model_dump(mode="json")
 
 
 def test_unknown_recipe_offers_the_nearest():

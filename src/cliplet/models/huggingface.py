@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -128,4 +129,5 @@ def _quiet() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    getLogger("huggingface_hub").setLevel(ERROR)  # its retries; what comes of them is told in the end
     logging.disable_progress_bar()

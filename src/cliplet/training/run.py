@@ -159,8 +159,11 @@ def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> No
             f"the batch holds {trainer.loader.batch_size} pictures, all there are, instead of {config.train.batch_size}"
         )
     if config.train.accumulate > 1:
-        left = len(trainer.loader) % trainer.accumulate
-        say(f"a step averages the gradients of {trainer.accumulate} batches; {left} batches sit out in each epoch")
+        batches = len(trainer.loader)
+        say(
+            f"a step averages the gradients of {trainer.accumulate} batches; {batches % trainer.accumulate} of the "
+            f"{batches} batches of an epoch sit out"
+        )
     if config.loss.siglip and model.logit_bias is None:
         say("SigLIP learns slowly without a bias: set model.logit_bias to -10 (--model.logit-bias -10)")
     if resumed:
