@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -54,6 +55,7 @@ def total(terms: dict[str, torch.Tensor], loss: LossConfig) -> torch.Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
+@lru_cache(maxsize=8)  # it is asked for again and again, and takes a matrix as large as a batch's
 def chance_loss(loss: LossConfig, images: int, captions_per_image: int) -> float:
     """The loss of a model that tells no pair from another: all its features are alike, its bias the best there is."""
     same = torch.ones(1, 1, dtype=torch.float64)
