@@ -2,7 +2,7 @@
 # make test      the fast tests
 # make lint      ruff and mypy
 # make test-slow the tests that take minutes, a fresh clone's two commands among them
-# make bench     the loader against the usual one; DATA=folder names a Flickr8k
+# make bench     loading and reading beside their peers; PHOTOS=folder of JPEGs, ANNOTATIONS=COCO's captions JSON
 # make bench-recipes  whether every recipe learns, from scratch at full size; about an hour on two cores
 # Each sets up .venv first, once; nothing is installed again until pyproject.toml or constraints.txt change.
 
@@ -16,7 +16,7 @@ demo: $(VENV)/.train
 	$(BIN)/cliplet demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600
@@ -31,8 +31,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev
-	@test -n "$(DATA)" || { echo "name a data set: make bench DATA=path/to/flickr8k"; exit 1; }
-	$(BIN)/python benchmarks/loader.py $(DATA)
+	@test -n "$(PHOTOS)" -a -n "$(ANNOTATIONS)" || \
+	  { echo "make bench PHOTOS=folder/of/jpegs ANNOTATIONS=path/to/captions_val2017.json"; exit 1; }
+	$(BIN)/python benchmarks/data.py load $(PHOTOS)
+	$(BIN)/python benchmarks/data.py read $(ANNOTATIONS)
 
 bench-recipes: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "name a data set: make bench-recipes DATA=path/to/flickr8k"; exit 1; }

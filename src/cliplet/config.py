@@ -29,17 +29,19 @@ class Config(BaseModel):
 
 class DataConfig(Config):
     path: str = ""
-    """Annotation file or data-set folder; its format is found by looking at it."""
+    """Annotation file, data-set folder, WebDataset tars or a Hugging Face data set; its format is found by looking."""
     images: str | None = None
     """Folder of the pictures, where it cannot be found from the annotation file."""
     train_split: str = "train"
-    """Split to train on."""
+    """Split to train on, or several joined by + (train+restval)."""
     val_split: str = "val"
     """Split to choose the best epoch on. A source without splits gives a fixed tenth of its pictures."""
     captions_per_image: int = Field(2, ge=1)
     """Captions drawn for each picture and step (K)."""
     max_images: int | None = Field(None, ge=2)
     """Train on the first N pictures only."""
+    samples: int | None = Field(None, ge=1)
+    """Read the first N pictures of each split only; of a data set on the hub, no more are fetched."""
     workers: int | None = Field(None, ge=1)
     """Decoding threads; by itself, half the processor's cores, at most 8."""
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from cliplet.data.images import MAX_BYTES, load_image
+from cliplet.data.images import MAX_BYTES, decode, decode_image, load_image
 from cliplet.errors import DataError, ImageError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -396,3 +396,91 @@ def test_no_file_stays_open(tmp_path):
 def test_postscript_is_refused_and_never_handed_to_an_interpreter():
     with pytest.raises(ImageError, match="not a picture"):
         load_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n")
+
+
+# The fast way for JPEGs is Pillow's, only faster
+
+
+def pillow_pixels(data, smallest_side=None):
+    """What Pillow alone makes of a JPEG: reduced by a power of two, upright, RGB."""
+    image = Image.open(io.BytesIO(data))
+    if smallest_side:
+        factor = next((f for f in (8, 4, 2) if min(image.size) >= f * smallest_side), 1)
+        image.draft(None, (image.width // factor, image.height // factor))
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 20}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("smallest_side", [None, 200, 60, 20, 5])
+def test_a_jpeg_is_what_pillow_makes_of_it(mode, options, smallest_side):
+    if mode != "RGB":
+        options = {key: value for key, value in options.items() if key != "subsampling"}
+    data = encoded(smooth(333, 217).convert(mode), "JPEG", **options)
+    np.testing.assert_array_equal(decode_image(data, smallest_side), pillow_pixels(data, smallest_side))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("smallest_side", [None, 50])
+def test_every_orientation_is_pillows_and_the_size_is_upright(orientation, smallest_side):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(smooth(331, 217), "JPEG", exif=exif)
+    decoded = decode(data, smallest_side)
+    np.testing.assert_array_equal(decoded.array(), pillow_pixels(data, smallest_side))
+    assert (decoded.width, decoded.height) == ((217, 331) if orientation >= 5 else (331, 217))
+    assert decoded.reduction == (4 if smallest_side else 1)
+
+
+def test_orientation_after_other_metadata_is_found():
+    """XMP and a colour profile of 60 kB before the EXIF data, as some programs write them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(smooth(60, 40), "JPEG", exif=exif)
+    start = data.index(b"\xff\xe1")
+    other = b"\xff\xe1" + (60_002).to_bytes(2, "big") + b"http://ns.adobe.com/xap/1.0/\0".ljust(60_000, b" ")
+    assert decode_image(data[:start] + other + data[start:]).shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize("kind", ["png", "cmyk"])
+def test_sizes_by_the_slow_way(kind):
+    if kind == "png":
+        assert decode(encoded(smooth(331, 217), "PNG"), 20)[1:] == (331, 217, 1)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        decoded = decode(encoded(smooth(331, 217).convert("CMYK"), "JPEG", exif=exif), 50)
+        assert decoded[1:] == (217, 331, 4) and decoded.array().shape == (83, 55, 3)
+
+
+def test_a_jpeg_cut_anywhere_is_refused():
+    """In full, reduced, and in the middle of its metadata; only the end mark's last byte may be missing."""
+    data = encoded(Image.fromarray(noise(64, 48)), "JPEG")
+    for length in [*range(0, len(data) - 2, 7), len(data) - 2]:
+        for smallest_side in (None, 8):
+            with pytest.raises(ImageError):
+                decode_image(data[:length], smallest_side)
+
+
+def test_a_damaged_jpeg_never_crashes():
+    """Random bytes overwritten: pixels or an ImageError, and nothing else."""
+    random = np.random.default_rng(0)
+    data = encoded(smooth(64, 48), "JPEG")
+    for _ in range(300):
+        broken = bytearray(data)
+        for place in random.integers(2, len(data), 3):
+            broken[place] = random.integers(256)
+        with contextlib.suppress(ImageError):
+            assert decode_image(bytes(broken)).ndim == 3
+
+
+def test_a_jpeg_with_something_after_its_end_is_read():
+    data = encoded(smooth(64, 48), "JPEG")
+    np.testing.assert_array_equal(decode_image(data + b"trailing bytes of a camera" * 100), decode_image(data))
+
+
+def test_the_name_given_is_the_one_in_messages():
+    with pytest.raises(ImageError, match=r"^shard\.tar\?x: not a picture"):
+        decode(b"no picture", name="shard.tar?x")

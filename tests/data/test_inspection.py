@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,15 +11,20 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from cliplet.data.inspection import inspect_source, inspection_table, write_contact_sheet
-from cliplet.data.records import ImageText, ImageTextSource, Problem
-from cliplet.errors import DataError
+from cliplet.data.inspection import TokenCounter, inspect_source, inspection_table
+from cliplet.data.inspection.captions import script_of
+from cliplet.data.readers import read_source
+from cliplet.data.records import ImageText, ImageTextSource, Problem, Records
 
 
-def photograph(file, size=(60, 40), seed=0):
+def photograph(file, size=(60, 40), seed=0, **options):
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file)
+    Image.fromarray(pixels).save(file, **options)
     return str(file)
+
+
+def made(records, problems=()):
+    return ImageTextSource("set.json", "made here", Records.of(records), list(problems))
 
 
 @pytest.fixture
@@ -44,7 +50,11 @@ def source(tmp_path):
         ImageText(str(leaked), ("a dog in the test",), "test"),
         ImageText(sixteen, ("grey", "very grey", "a grey wall in the fog"), "test"),
     ]
-    return ImageTextSource("set.json", "made here", records, [Problem("set.json: image 9", "has no filename")])
+    return made(records, [Problem("set.json: image 9", "has no filename")])
+
+
+def names(problems):
+    return [Path(problem.where).name for problem in problems]
 
 
 def test_counts_are_exact(source):
@@ -59,20 +69,32 @@ def test_counts_are_exact(source):
     assert found.captions_mean == pytest.approx(12 / 9)
     assert found.words_max == 6
     assert found.words_mean == pytest.approx((3 + 3 + 2 + 4 + 1 + 1 + 3 + 3 + 5 + 1 + 2 + 6) / 12)
+    assert found.words.at(0.5) == 3 and found.words.minimum == 1
     assert not found.made_splits
     assert not found.sound
 
 
-def test_sizes_are_those_of_readable_files(source):
+def test_sizes_are_those_of_readable_files(source, tmp_path):
     found = inspect_source(source)
     # widths 60, 60 (its copy), 30, 30 (its copy), 10; the truncated 64 is not among them
     assert (found.width.minimum, found.width.median, found.width.maximum) == (10, 30, 60)
     assert (found.height.minimum, found.height.median, found.height.maximum) == (20, 40, 90)
+    sizes = [(tmp_path / f"{name}.jpg").stat().st_size for name in ("good", "leaked", "tall", "twin")]
+    assert found.file_size.maximum == max(sizes)
+
+
+def test_sizes_are_upright_and_whole_though_pictures_are_decoded_small(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = photograph(tmp_path / "turned.jpg", (900, 500), exif=exif)
+    found = inspect_source(made([ImageText(file, ("a",), "train")]))
+    assert (found.width.maximum, found.height.maximum) == (500, 900)
 
 
 def test_every_fault_is_named_with_its_reason(source, tmp_path):
     found = inspect_source(source)
     assert [problem.where for problem in found.missing] == [str(tmp_path / "gone.jpg")]
+    assert found.missing[0].reason == "no such file"
     reasons = {problem.where: problem.reason for problem in found.unreadable}
     assert set(reasons) == {str(tmp_path / "cut.jpg"), str(tmp_path / "page.jpg")}
     assert "truncated" in reasons[str(tmp_path / "cut.jpg")]
@@ -81,60 +103,107 @@ def test_every_fault_is_named_with_its_reason(source, tmp_path):
     assert found.problems == (Problem("set.json: image 9", "has no filename"),)
 
 
-def test_leaks_between_splits_are_told_from_copies_within_one(source, tmp_path):
-    found = inspect_source(source)
+def gigapixel(file):
+    """A PNG whose head says 60,000 by 60,000 pixels."""
+    data = bytearray(Path(photograph(file)).read_bytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    crc = __import__("zlib").crc32(bytes(data[12:29]))
+    data[29:33] = crc.to_bytes(4, "big")
+    file.write_bytes(data)
 
-    def places(groups):
-        return {tuple((place.path, place.split) for place in group.places) for group in groups}
 
-    def name(file):
-        return str(tmp_path / file)
+def test_bad_files_of_all_kinds_stop_nothing(tmp_path):
+    (tmp_path / "zero.jpg").write_bytes(b"")
+    gigapixel(tmp_path / "giga.png")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "none.jpg")
+    Image.new("RGB", (1, 1)).save(tmp_path / "pixel.png")
+    photograph(tmp_path / "under.jpg")
+    listed = ["zero.jpg", "giga.png", "folder.jpg", "loop.jpg", "dangling.jpg", "pixel.png", "under.jpg/below.jpg"]
+    listed.append("x" * 300 + ".jpg")
+    found = inspect_source(made([ImageText(str(tmp_path / name), ("a",), "train") for name in listed]))
+    assert found.readable == 0
+    reasons = {Path(problem.where).name: problem.reason for problem in (*found.missing, *found.unreadable)}
+    assert len(reasons) == len(listed)
+    for name, reason in (("zero.jpg", "empty"), ("giga.png", "megapixels"), ("folder.jpg", "folder"),
+                         ("loop.jpg", "symbolic"), ("pixel.png", "1x1"), ("dangling.jpg", "no such file")):  # fmt: skip
+        assert reason in reasons[name]
+    assert set(names(found.missing)) == {"dangling.jpg", "below.jpg"}
 
-    assert places(found.duplicates_across) == {
-        ((name("good.jpg"), "train"), (name("leaked.jpg"), "test")),
-        ((name("sixteen.png"), "train"), (name("sixteen.png"), "test")),
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_is_unreadable(tmp_path):
+    file = photograph(tmp_path / "locked.jpg")
+    Path(file).chmod(0)
+    found = inspect_source(made([ImageText(file, ("a",), "train")]))
+    assert "ermission" in found.unreadable[0].reason and not found.missing
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_noticed_though_it_is_decoded_small(tmp_path, progressive):
+    whole = Path(photograph(tmp_path / "whole.jpg", (800, 600), progressive=progressive)).read_bytes()
+    records = []
+    for cut in (2, 3, 100, 5000, len(whole) // 2):
+        (tmp_path / f"{cut}.jpg").write_bytes(whole[:-cut])
+        records.append(ImageText(str(tmp_path / f"{cut}.jpg"), ("a",), "train"))
+    assert len(inspect_source(made(records)).unreadable) == len(records)
+
+
+def test_odd_files_are_named_and_are_no_fault(tmp_path):
+    Image.open(photograph(tmp_path / "a.png")).save(tmp_path / "really.jpg", "PNG")
+    photograph(tmp_path / "right.JPEG", seed=1)
+    photograph(tmp_path / "noname", seed=2, format="JPEG")
+    Image.open(photograph(tmp_path / "b.png", seed=3)).convert("CMYK").save(tmp_path / "ink.jpg")
+    frames = [Image.open(photograph(tmp_path / f"{n}.png", seed=n)) for n in (4, 5)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.random.default_rng(6).integers(0, 2**16, (50, 50), dtype=np.uint16)).save(tmp_path / "deep.png")
+    photograph(tmp_path / "tiny.png", (40, 20), seed=7)
+    photograph(tmp_path / "long.png", (400, 100), seed=8)
+    Image.new("RGB", (80, 80), "white").save(tmp_path / "white.jpg")
+    Image.open(tmp_path / "a.png").convert("L").save(tmp_path / "grey.jpg")
+    listed = [
+        "really.jpg",
+        "right.JPEG",
+        "noname",
+        "ink.jpg",
+        "film.gif",
+        "deep.png",
+        "tiny.png",
+        "long.png",
+        "white.jpg",
+        "grey.jpg",
+    ]
+    found = inspect_source(made([ImageText(str(tmp_path / name), ("a",), "train") for name in listed]))
+    assert found.readable == 10 and found.sound
+    assert [(p.reason, Path(p.where).name) for p in found.mislabelled] == [("is PNG", "really.jpg")]
+    assert found.formats == {"JPEG": 5, "PNG": 4, "GIF": 1}
+    assert found.colours == {"RGB": 6, "CMYK": 1, "palette": 1, "16 bit": 1, "grey": 1}
+    assert {Path(p.where).name: p.reason for p in found.unusual} == {
+        "ink.jpg": "CMYK",
+        "film.gif": "palette, animated",
+        "deep.png": "16 bit",
     }
-    assert places(found.duplicates_within) == {((name("tall.jpg"), "train"), (name("twin.jpg"), "train"))}
-    assert dict(found.shared_by_splits) == {("test", "train"): 2}
-
-
-def test_broken_files_with_equal_bytes_are_no_duplicates(tmp_path):
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).write_bytes(b"")
-    records = [ImageText(str(tmp_path / "a.jpg"), ("a",), "train"), ImageText(str(tmp_path / "b.jpg"), ("b",), "test")]
-    found = inspect_source(ImageTextSource("x", "made here", records))
-    assert len(found.unreadable) == 2
-    assert not found.duplicates_across
-    assert found.width is None
+    assert found.animated == 1
+    assert names(found.small) == ["tiny.png"] and found.small[0].reason == "40x20 pixels"
+    assert names(found.stretched) == ["long.png"]
+    assert names(found.blank) == ["white.jpg"]
 
 
 def test_a_decoder_that_raises_anything_is_one_unreadable_file(source, monkeypatch, tmp_path):
-    from cliplet.data import inspection
+    from cliplet.data.inspection import looks
 
-    real = inspection.load_image
+    real = looks.decode
 
-    def broken(path, **options):
-        if path.endswith("good.jpg"):
+    def broken(data, smallest_side, name):
+        if name.endswith("good.jpg"):
             raise ZeroDivisionError("in a plug-in")
-        return real(path, **options)
+        return real(data, smallest_side, name)
 
-    monkeypatch.setattr(inspection, "load_image", broken)
+    monkeypatch.setattr(looks, "decode", broken)
     found = inspect_source(source)
     assert Problem(str(tmp_path / "good.jpg"), "in a plug-in") in found.unreadable
     assert found.readable == 4
-
-
-def test_a_source_without_splits_is_checked_by_the_splits_that_training_makes(tmp_path):
-    first = photograph(tmp_path / "0.png", seed=0)
-    records = [ImageText(shutil.copy(first, tmp_path / f"{n}.png") if n else first, ("same",)) for n in range(40)]
-    source = ImageTextSource("x", "made here", [ImageText(str(r.image), r.captions) for r in records])
-    found = inspect_source(source)
-    assert found.made_splits
-    assert {name: s.pictures for name, s in found.splits.items()} == {
-        "train": len(source.select("train")),
-        "val": len(source.select("val")),
-    }
-    assert [group.splits for group in found.duplicates_across] == [("train", "val")]
 
 
 def test_progress_counts_each_file_once(source):
@@ -143,15 +212,82 @@ def test_progress_counts_each_file_once(source):
     assert calls == [(n, 8) for n in range(1, 9)]
 
 
+def test_more_files_than_are_taken_at_once(tmp_path, monkeypatch):
+    from cliplet.data.inspection import looks
+
+    monkeypatch.setattr(looks, "BLOCK", 5)
+    monkeypatch.setattr(looks, "TASK", 2)
+    files = [photograph(tmp_path / f"{n}.png", (40 + n, 40), seed=n) for n in range(12)]
+    Path(files[7]).write_bytes(b"broken")
+    found = inspect_source(made([ImageText(file, ("a",), "train") for file in files]), workers=2)
+    assert found.readable == 11 and names(found.unreadable) == ["7.png"]
+    assert found.survey.looks.width.tolist() == [40 + n if n != 7 else 0 for n in range(12)]
+
+
 def test_an_empty_source():
-    found = inspect_source(ImageTextSource("x", "made here", []))
+    found = inspect_source(made([]))
     assert (found.pictures, found.captions, found.files) == (0, 0, 0)
     json.dumps(found.as_dict())
-    Console(record=True, width=80).print(inspection_table(found))
+    Console(record=True, width=80, file=io.StringIO()).print(inspection_table(found))
+
+
+CAPTIONS = {
+    "0.png": ("Image.", "a dog", "A dog ."),
+    "1.png": ("image", "собака бежит"),
+    "2.png": ("IMAGE", "一只狗 in the snow", "一只狗在雪地里奔跑"),
+    "3.png": ("a cat", "12345"),
+}
+
+
+def test_captions_under_many_pictures_twice_and_in_other_scripts(tmp_path):
+    records = [
+        ImageText(photograph(tmp_path / name, seed=n), captions, "train")
+        for n, (name, captions) in enumerate(CAPTIONS.items())
+    ]
+    records.append(ImageText(str(tmp_path / "0.png"), ("a cat",), "test"))
+    found = inspect_source(made(records))
+    assert found.texts.repeated == 2, "image and a cat"
+    assert [(one.caption, one.pictures) for one in found.texts.most_repeated] == [("Image.", 3)]
+    assert names(found.twice) == ["0.png"]
+    assert found.texts.scripts == {"Latin": 8, "Han": 1, "Cyrillic": 1, "no letters": 1}
+    assert (
+        found.texts.other_scripts == {"Han": 1, "Cyrillic": 1, "no letters": 1} or len(found.texts.other_scripts) == 3
+    )
+    assert found.texts.examples["Han"] == ("一只狗在雪地里奔跑",)
+
+
+@pytest.mark.parametrize(
+    ("caption", "script"),
+    [("a dog", "Latin"), ("été à Łódź", "Latin"), ("12 ?!", "no letters"), ("🐕", "no letters"),
+     ("犬が走る犬犬", "Han"), ("イヌ", "Kana"), ("ｄｏｇ", "Latin"),
+     ("กขค", "Thai"), ("개가", "Hangul"), ("a собака", "Cyrillic")],
+)  # fmt: skip
+def test_scripts(caption, script):
+    assert script_of(caption) == script
+
+
+def words_tokenizer():
+    """One token a word, and two special ones around the text."""
+    import tokenizers
+
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}, "[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    return backend.to_str()
+
+
+def test_tokens_are_counted_and_those_cut(source, monkeypatch):
+    from cliplet.data.inspection import captions
+
+    monkeypatch.setattr(captions, "ENCODED_AT_ONCE", 5)
+    tokens = inspect_source(source, tokens=TokenCounter(words_tokenizer(), "words", 6)).texts.tokens
+    assert tokens.lengths.counts == {3: 3, 4: 2, 5: 4, 6: 1, 7: 1, 8: 1}
+    assert (tokens.cut, tokens.tokenizer, tokens.context_length) == (2, "words", 6)
+    assert inspect_source(source).texts.tokens is None
 
 
 def test_as_dict_is_plain_json(source):
-    data = inspect_source(source).as_dict()
+    data = inspect_source(source, tokens=TokenCounter(words_tokenizer(), "words", 6)).as_dict()
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert data["captions_per_picture"] == {
         "min": 1,
@@ -161,10 +297,21 @@ def test_as_dict_is_plain_json(source):
     }
     assert data["duplicates_across"][0]["places"][1]["split"] == "test"
     assert data["shared_by_splits"] == [{"splits": ["test", "train"], "pictures": 2}]
+    assert data["leaks"] == [{"split": "test", "other": "train", "pictures": 2, "same_bytes": 2}]
+    assert data["tokens"]["cut"] == 2 and data["words"]["max"] == data["words_max"] == 6
+    assert data["bytes"]["minimum"] > 0 and data["formats"] == {"JPEG": 4, "PNG": 1}
 
 
-def printed(found) -> str:
-    console = Console(record=True, width=300, file=io.StringIO())
+def test_captions_are_as_readers_clean_them(tmp_path):
+    photograph(tmp_path / "a.png")
+    (tmp_path / "list.tsv").write_text("a.png\ta dog\x07 with a bell\na.png\tсобака\n", encoding="utf-8")
+    found = inspect_source(read_source(tmp_path / "list.tsv"))
+    assert found.texts.scripts == {"Latin": 1, "Cyrillic": 1}
+    assert found.words.counts == {1: 1, 5: 1}
+
+
+def printed(found, width=300) -> str:
+    console = Console(record=True, width=width, file=io.StringIO())
     console.print(inspection_table(found))
     return console.export_text()
 
@@ -172,6 +319,7 @@ def printed(found) -> str:
 def test_the_table_names_each_kind_of_fault_with_its_count(source):
     text = printed(inspect_source(source))
     for line in (
+        "2 pictures of test also stand in train: 2 in the same bytes\n",
         "Missing files: 1\n",
         "Unreadable files: 2\n",
         "Bad records in the annotations, left out: 1\n",
@@ -180,39 +328,29 @@ def test_the_table_names_each_kind_of_fault_with_its_count(source):
     ):
         assert line in text
     assert "gone.jpg: no such file" in text
-    assert "test and train share 2" in text
     assert "Nothing is wrong" not in text
+    assert text.index("also stand in train") < text.index("Missing files"), "leaks come first"
+    assert "--model" in text
 
 
 def test_the_table_shows_the_first_examples_and_takes_no_name_for_markup(tmp_path):
     records = [ImageText(str(tmp_path / f"[red]{n}[/nothing].jpg"), ("a",), "train") for n in range(8)]
-    text = printed(inspect_source(ImageTextSource("x", "made here", records)))
+    text = printed(inspect_source(made(records)))
     assert "[red]4[/nothing].jpg" in text
     assert "[red]5[/nothing].jpg" not in text
     assert "and 3 more" in text
 
 
+def test_the_table_says_what_captions_are_like(tmp_path):
+    records = [ImageText(photograph(tmp_path / f"{n}.png", seed=n), ("[b]image[/b]", "犬"), "train") for n in range(3)]
+    text = printed(inspect_source(made(records), tokens=TokenCounter(words_tokenizer(), "some/words", 4)))
+    assert "under 3: [b]image[/b]" in text
+    assert "some/words" in text and "3 of 6 (50 %) at 4 tokens" in text
+    assert "Latin 50 %, Han 50 %" in text and "In Han letters: 3, such as: 犬" in text
+
+
 def test_a_sound_source_is_said_to_be(tmp_path):
     records = [ImageText(photograph(tmp_path / f"{n}.png", seed=n), ("a",), "train") for n in range(3)]
-    found = inspect_source(ImageTextSource("x", "made here", records))
+    found = inspect_source(made(records))
     assert found.sound
     assert "Nothing is wrong" in printed(found)
-
-
-def test_the_contact_sheet_shows_readable_pictures_and_is_the_same_again(source, tmp_path):
-    write_contact_sheet(source, tmp_path / "a" / "sheet.png", per_split=3)
-    write_contact_sheet(source, tmp_path / "again.png", per_split=3)
-    first, again = Image.open(tmp_path / "a" / "sheet.png"), Image.open(tmp_path / "again.png")
-    assert np.array_equal(np.asarray(first), np.asarray(again))
-    grey = (np.asarray(first) == (0xD3, 0xD6, 0xD9)).all(axis=2)
-    assert not grey.any(), "no cell of an unreadable picture"
-    assert [file.name for file in (tmp_path / "a").iterdir()] == ["sheet.png"], "nothing is left beside it"
-
-
-def test_no_contact_sheet_without_pictures_or_of_no_format(source, tmp_path):
-    with pytest.raises(DataError, match="no picture to draw"):
-        gone = ImageTextSource("x", "made here", [ImageText("gone.jpg", ("a",), "train")])
-        write_contact_sheet(gone, tmp_path / "sheet.png")
-    with pytest.raises(DataError, match="no picture format"):
-        write_contact_sheet(source, tmp_path / "sheet.txt")
-    assert not list(tmp_path.glob("*sheet*"))

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 
 from cliplet.config import AugmentConfig, DataConfig
-from cliplet.data.loader import TrainLoader, default_workers
-from cliplet.data.records import ImageText, Quarantine
+from cliplet.data.loader import Buffers, TrainLoader, default_workers, drawn_without_repeat
+from cliplet.data.quarantine import Quarantine
+from cliplet.data.records import ImageText
 from cliplet.errors import DataError
 from cliplet.models.tokenizers import train_bpe
 
@@ -42,7 +44,7 @@ def tokenizer(records):
 
 @pytest.fixture
 def make(records, tokenizer):
-    def make(records=records, batch=BATCH, workers=2, seed=0, captions=2, quarantine=None, augment=None):
+    def make(records=records, batch=BATCH, workers=2, seed=0, captions=2, quarantine=None, augment=None, **ranks):
         return TrainLoader(
             records,
             tokenizer,
@@ -52,6 +54,7 @@ def make(records, tokenizer):
             augment=augment or AugmentConfig(),
             seed=seed,
             quarantine=quarantine if quarantine is not None else Quarantine(),
+            **ranks,
         )
 
     return make
@@ -166,6 +169,26 @@ def test_to_keeps_values(make):
     assert equal(batch.to(torch.device("cpu")), batch)
 
 
+def test_drawing_without_repeat():
+    """Hand-worked: of 10..13, 0.6 of four is the third; of the three left, 0.99 is the last; of two, 0 the first."""
+    assert drawn_without_repeat(range(10, 14), (0.6, 0.99, 0.0)) == [12, 13, 10]
+    assert drawn_without_repeat(range(5, 6), (0.7, 0.2)) == [5]
+    draws = np.random.default_rng(0).random((6000, 2))
+    pairs = Counter(tuple(drawn_without_repeat(range(3), pair)) for pair in draws)
+    assert len(pairs) == 6 and all(abs(count - 1000) < 4 * 29 for count in pairs.values())  # 4 standard deviations
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it():
+    buffers = Buffers((2, 3))
+    first, second = buffers.take(), buffers.take()
+    assert first.data_ptr() != second.data_ptr()
+    place, part = first.data_ptr(), first[1].permute(0)
+    del first
+    assert buffers.take().data_ptr() != place  # a part of it is still held
+    del part
+    assert place in (buffers.take().data_ptr(), buffers.take().data_ptr())
+
+
 # Order and seeds
 
 
@@ -193,7 +216,9 @@ def test_views_of_a_picture_differ_between_epochs(make, records, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     twice = [ImageText(str(tmp_path / "noise.png"), ("picture 0 caption 0",))] * 2
-    views = torch.cat([batch.pixels_B3HW for epoch in range(3) for batch in make(twice).epoch(epoch)])
+    augment = AugmentConfig(crop_scale=(0.3, 0.9))
+    loader = make(twice, augment=augment)
+    views = torch.cat([batch.pixels_B3HW for epoch in range(3) for batch in loader.epoch(epoch)])
     assert len({view.numpy().tobytes() for view in views}) == 6  # and of two rows with the same picture
 
 
@@ -315,8 +340,8 @@ def test_a_finished_epoch_leaves_no_threads(make):
 def test_threads_work_ahead_but_not_through_the_whole_epoch(make, records, monkeypatch):
     import cliplet.data.loader as module
 
-    opened, load = [], module.load_image
-    monkeypatch.setattr(module, "load_image", lambda *a, **k: opened.append(a) or load(*a, **k))
+    opened, read = [], module.read_bytes
+    monkeypatch.setattr(module, "read_bytes", lambda *a, **k: opened.append(a) or read(*a, **k))
     batches = make(batch=2).epoch(0)
     next(batches)
     batches.close()
@@ -326,3 +351,68 @@ def test_threads_work_ahead_but_not_through_the_whole_epoch(make, records, monke
 def test_default_workers_are_few(make):
     assert 1 <= default_workers() <= 8
     assert make(workers=None).workers == default_workers()
+
+
+# Many ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_together_see_what_one_alone_sees(make, ranks):
+    """Picture by picture, view by view: row i of a batch is row i // ranks of rank i % ranks."""
+    whole = list(make().epoch(1))
+    parts = [list(make(rank=rank, ranks=ranks).epoch(1)) for rank in range(ranks)]
+    for step, batch in enumerate(whole):
+        mixed = torch.stack([part[step].pixels_B3HW for part in parts], 1).flatten(0, 1)
+        assert torch.equal(mixed, batch.pixels_B3HW)
+
+
+def test_ranks_share_out_every_picture_once(make, read):
+    for epoch in range(3):
+        seen = [read(batch)[0] for rank in range(2) for batch in make(batch=6, rank=rank, ranks=2).epoch(epoch)]
+        assert len(seen) == 2 * (COUNT // 6) and {len(pictures) for pictures in seen} == {3}
+        together = [picture for pictures in seen for picture in pictures]
+        assert len(together) == len(set(together))
+
+
+def test_ranks_resume_alike(make):
+    for rank in range(2):
+        whole = list(make(rank=rank, ranks=2).epoch(2))
+        assert all_equal(list(make(rank=rank, ranks=2, workers=5).epoch(2, 3)), whole[3:])
+
+
+def test_bad_pictures_leave_ranks_in_step_and_without_overlap(make, read, with_bad):
+    """Each rank replaces its own bad pictures by others that no rank has in this step, and makes as many steps."""
+    records = with_bad(1, 5, 9, 10, 15, 20)
+    for epoch in range(6):
+        parts = [list(make(records, rank=rank, ranks=2).epoch(epoch)) for rank in range(2)]
+        assert len(parts[0]) == len(parts[1]) == COUNT // BATCH
+        for batches in zip(*parts, strict=True):
+            pictures = [picture for batch in batches for picture in read(batch)[0]]
+            assert len(pictures) == len(set(pictures)) == BATCH
+            assert not set(pictures) & {1, 5, 9, 10, 15, 20}
+
+
+def test_a_batch_that_cannot_be_shared_evenly(make):
+    with pytest.raises(DataError, match="a batch of 4 of 23 pictures cannot be shared by 3 ranks"):
+        make(rank=0, ranks=3)
+
+
+# Times
+
+
+def test_times_are_of_every_picture(make, records):
+    loader = make()
+    list(loader.epoch(0))
+    assert loader.times.pictures == len(loader) * BATCH
+    assert all(seconds > 0 for seconds in loader.times.seconds.values())
+    width, height = loader.times.mean_size()
+    assert 20 <= width <= 20 + COUNT and 40 - COUNT <= height <= 40
+
+
+def test_a_picture_that_vanishes_is_quarantined(make, read, records, tmp_path):
+    gone = [ImageText(str(tmp_path / "gone.png"), ("picture 0 caption 0",)), *records[1:]]
+    quarantine = Quarantine()
+    for epoch in range(3):
+        for batch in make(gone, quarantine=quarantine).epoch(epoch):
+            assert 0 not in read(batch)[0]
+    assert [entry["reason"] for entry in quarantine.entries()] == [f"{tmp_path / 'gone.png'}: no such file"]

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cliplet.data.records import ImageText, ImageTextSource, Problem, Quarantine
+from cliplet.data.quarantine import Quarantine
+from cliplet.data.records import ImageText, ImageTextSource, Problem, Records
 from cliplet.errors import DataError
 
 
@@ -15,7 +16,7 @@ def records(count, split="", start=0):
 
 
 def source(*parts):
-    return ImageTextSource("set.json", "made here", [record for part in parts for record in part])
+    return ImageTextSource("set.json", "made here", Records.of(record for part in parts for record in part))
 
 
 # Splits
@@ -47,7 +48,7 @@ def test_where_some_are_named_none_are_made():
 def test_unnamed_source_becomes_train_and_val():
     whole = source(records(2000))
     train, val = whole.select("train"), whole.select("val")
-    assert sorted(r.image for r in train + val) == sorted(r.image for r in whole.records)
+    assert sorted(r.image for r in [*train, *val]) == sorted(r.image for r in whole.records)
     assert not set(train) & set(val)
     assert 150 <= len(val) <= 250  # a tenth, within four standard deviations
     assert train == [r for r in whole.records if r in set(train)]  # in the source's order

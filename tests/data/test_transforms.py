@@ -5,33 +5,23 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cliplet.config import AugmentConfig
-from cliplet.data.transforms import View, apply_view, draw_view
+from cliplet.data.transforms import DRAWS_A_VIEW, View, apply_view, draw_view
 
 DRAWS = 2000
 WHOLE = View(0.0, 0.0, 1.0, 1.0, False)
 
 
-def draws(config, seed=0, count=DRAWS, width=640, height=480):
+def draws(config, seed=0, count=DRAWS):
     random = np.random.default_rng(seed)
-    return [draw_view(width, height, config, random) for _ in range(count)]
+    return [draw_view(config, random.random(DRAWS_A_VIEW)) for _ in range(count)]
 
 
 def picture(width=37, height=53, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-class Fixed:
-    """Stands for a generator; gives the same numbers each time."""
-
-    def __init__(self, *values):
-        self.values = np.array(values)
-
-    def random(self, count):
-        assert count == len(self.values)
-        return self.values
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 CONFIGS = [
@@ -76,7 +66,7 @@ def test_ratio_is_log_uniform_where_every_crop_fits():
 def test_a_crop_that_would_not_fit_keeps_its_area():
     """Hand-worked: an area of 0.81 at ratio 4 would be 1.8 wide; as wide as the picture, it is 0.81 high."""
     config = AugmentConfig(crop_scale=(0.81, 0.81), crop_ratio=(4.0, 4.0), flip=0.0)
-    view = draw_view(100, 100, config, Fixed(0.3, 0.3, 0.5, 0.5, 0.5))
+    view = draw_view(config, (0.3, 0.3, 0.5, 0.5, 0.5))
     assert (view.left, view.right) == pytest.approx((0.0, 1.0))
     assert (view.top, view.bottom) == pytest.approx((0.095, 0.905))
 
@@ -84,9 +74,9 @@ def test_a_crop_that_would_not_fit_keeps_its_area():
 def test_a_crop_worked_by_hand():
     """Area 0.25 at ratio 1: half as wide and high; placed at a quarter and at all of the free half."""
     config = AugmentConfig(crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0), flip=0.5)
-    left = draw_view(100, 50, config, Fixed(0.9, 0.9, 0.25, 1.0, 0.49))
+    left = draw_view(config, (0.9, 0.9, 0.25, 1.0, 0.49))
     assert asdict(left) == pytest.approx({"left": 0.125, "top": 0.5, "right": 0.625, "bottom": 1.0, "flip": True})
-    assert not draw_view(100, 50, config, Fixed(0.9, 0.9, 0.25, 1.0, 0.5)).flip
+    assert not draw_view(config, (0.9, 0.9, 0.25, 1.0, 0.5)).flip
 
 
 def test_places_are_uniform():
@@ -109,61 +99,71 @@ def test_the_seed_decides():
     assert draws(config, seed=3, count=50) != draws(config, seed=4, count=50)
 
 
-def test_each_view_takes_the_same_number_of_random_values():
-    """What is drawn after the view does not depend on the configuration."""
-    afterwards = set()
-    for config in CONFIGS:
-        random = np.random.default_rng(5)
-        draw_view(640, 480, config, random)
-        afterwards.add(random.random())
-    assert len(afterwards) == 1
-
-
-def test_whole_view_is_the_resized_picture():
-    image = picture()
-    expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(apply_view(image, WHOLE, 32), expected)
+@pytest.mark.parametrize("size", [16, 32, 90])
+@pytest.mark.parametrize("shape", [(37, 53), (64, 64), (500, 375), (2000, 1500)])
+def test_whole_view_is_the_picture_as_pillow_resizes_it(shape, size):
+    """Rows first, as PyTorch does; the two round the values between in their own ways."""
+    pixels = picture(*shape)
+    rows = Image.fromarray(pixels).resize((size, shape[1]), Image.Resampling.BICUBIC)
+    expected = np.asarray(rows.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    difference = np.abs(apply_view(pixels, WHOLE, size).numpy() - expected)
+    assert difference.max() <= 2 and difference.mean() < 0.1
 
 
 def test_whole_view_of_a_picture_of_the_right_size_is_the_picture():
-    image = picture(32, 32)
-    np.testing.assert_array_equal(apply_view(image, WHOLE, 32), np.asarray(image))
+    pixels = picture(32, 32)
+    np.testing.assert_array_equal(apply_view(pixels, WHOLE, 32), pixels)
 
 
 def test_flip_is_the_mirror():
-    image = picture()
+    pixels = picture()
     view = View(0.1, 0.2, 0.7, 0.9, False)
     mirrored = View(0.1, 0.2, 0.7, 0.9, True)
-    np.testing.assert_array_equal(apply_view(image, mirrored, 32), apply_view(image, view, 32)[:, ::-1])
-    assert not np.array_equal(apply_view(image, mirrored, 32), apply_view(image, view, 32))
+    straight = apply_view(pixels, view, 32).numpy()
+    np.testing.assert_array_equal(apply_view(pixels, mirrored, 32), straight[:, ::-1])
+    assert not np.array_equal(apply_view(pixels, mirrored, 32), straight)
 
 
 def test_a_view_on_whole_pixels_is_the_cut_out_part():
-    image = picture(64, 80)
+    pixels = picture(64, 80)
     view = View(16 / 64, 20 / 80, 48 / 64, 52 / 80, False)  # 32 x 32 pixels from (16, 20) on
-    np.testing.assert_array_equal(apply_view(image, view, 32), np.asarray(image)[20:52, 16:48])
+    np.testing.assert_array_equal(apply_view(pixels, view, 32), pixels[20:52, 16:48])
+
+
+def test_a_view_between_pixels_is_cut_at_the_nearest():
+    """Hand-worked: 0.32 to 0.67 of ten pixels are 3.2 and 6.7, so pixels 3 to 6."""
+    pixels = picture(10, 10)
+    view = View(0.32, 0.32, 0.67, 0.67, False)
+    np.testing.assert_array_equal(apply_view(pixels, view, 4), pixels[3:7, 3:7])
+
+
+def test_pixels_that_must_not_be_written_to_are_only_read():
+    pixels = picture()
+    expected = apply_view(pixels, WHOLE, 16)
+    pixels.flags.writeable = False
+    np.testing.assert_array_equal(apply_view(pixels, WHOLE, 16), expected)
 
 
 def test_a_stored_view_gives_the_same_pixels_again():
-    image = picture(120, 90)
+    pixels = picture(120, 90)
     for view in draws(AugmentConfig(crop_scale=(0.1, 1.0)), count=20):
-        first = apply_view(image, view, 48)
+        first = apply_view(pixels, view, 48)
         stored = View(**asdict(view))
-        np.testing.assert_array_equal(apply_view(image.copy(), stored, 48), first)
-        assert first.shape == (48, 48, 3) and first.dtype == np.uint8
+        np.testing.assert_array_equal(apply_view(pixels.copy(), stored, 48), first)
+        assert first.shape == (48, 48, 3) and first.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("size", [(2, 2), (2, 900), (900, 2), (3, 5)])
 @pytest.mark.parametrize("config", CONFIGS)
 def test_odd_pictures_and_crops_can_be_applied(size, config):
-    image = picture(*size)
+    pixels = picture(*size)
     for view in draws(config, count=60):
-        assert apply_view(image, view, 16).shape == (16, 16, 3)
+        assert apply_view(pixels, view, 16).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("corner", [0.0, 1.0 - 2**-53])
 def test_extreme_draws_stay_within_the_picture(corner):
     for config in CONFIGS:
         for area in (0.0, 0.1, 0.37, 1.0 - 2**-53):
-            view = draw_view(511, 333, config, Fixed(area, corner, corner, corner, 0.0))
+            view = draw_view(config, (area, corner, corner, corner, 0.0))
             assert apply_view(picture(511, 333), view, 16).shape == (16, 16, 3)

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from cliplet.config import PreprocessConfig
-from cliplet.data.records import ImageText, Quarantine
+from cliplet.data.quarantine import Quarantine
+from cliplet.data.records import ImageText
 from cliplet.errors import DataError, ImageError
 from cliplet.evaluation import evaluate, retrieval_metrics
 from cliplet.runtime.encoder import Encoder

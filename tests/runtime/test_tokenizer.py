@@ -104,14 +104,22 @@ def test_an_empty_text_of_bpe(bpe):
 def test_no_texts(bpe):
     ids, mask = bpe([])
     assert ids.shape == mask.shape == (0, 1)
-    assert bpe.count_cut([]) == 0
+    assert bpe.encode([]) == ([], 0)
 
 
-def test_count_cut():
+def test_cut_texts_are_counted():
     tokenizer = Tokenizer(words(), 5)
     texts = ["a red boat", "a red boat a", "dog", "", "a red boat a red boat " * 100]
-    assert tokenizer.count_cut(texts) == 2
-    assert tokenizer.count_cut(texts[:1]) == 0
+    encoded, cut = tokenizer.encode(texts)
+    assert cut == 2 and list(map(len, encoded)) == [5, 5, 3, 2, 5]
+    assert tokenizer.encode(texts[:1])[1] == 0
+
+
+def test_padded_is_what_a_call_gives():
+    tokenizer = Tokenizer(words(), 5)
+    texts = ["a red boat", "", "dog"]
+    for ours, whole in zip(tokenizer.padded(tokenizer.encode(texts)[0]), tokenizer(texts), strict=True):
+        np.testing.assert_array_equal(ours, whole)
 
 
 # What the file says of padding and truncation is overruled
@@ -185,7 +193,7 @@ def test_half_a_character_is_no_reason_to_stop(bpe):
     ids, mask = bpe(texts)
     np.testing.assert_array_equal(ids[0], ids[1])
     assert mask.all()
-    assert bpe.count_cut(texts) == 0
+    assert bpe.encode(texts)[1] == 0
 
 
 # Threads and files
@@ -195,13 +203,13 @@ def test_many_threads_get_the_same(bpe):
     random = np.random.default_rng(0)
     lists = [[" ".join(random.choice(WORDS[4:], random.integers(0, 30))) for _ in range(8)] for _ in range(40)]
     expected = [bpe(texts) for texts in lists]
-    cut = [bpe.count_cut(texts) for texts in lists]
+    encoded = [bpe.encode(texts) for texts in lists]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             for (ids, mask), (ids0, mask0) in zip(pool.map(bpe, lists), expected, strict=True):
                 np.testing.assert_array_equal(ids, ids0)
                 np.testing.assert_array_equal(mask, mask0)
-            assert list(pool.map(bpe.count_cut, lists)) == cut
+            assert list(pool.map(bpe.encode, lists)) == encoded
 
 
 def test_saved_and_opened_again(bpe, tmp_path):

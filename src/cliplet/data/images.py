@@ -1,4 +1,4 @@
-"""Files, bytes and arrays to RGB pictures: orientation, modes, limits. No torch."""
+"""Files, bytes and arrays to RGB pictures: a fast way for JPEGs, orientation, modes, limits. No torch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import io
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from cliplet.data.places import read_bytes
 from cliplet.errors import ImageError
 
 MAX_PIXELS = 200_000_000  # a decompression bomb is larger; the largest camera pictures are not
 MAX_BYTES = 512 * 2**20
 # What photographs come in. Pillow reads more, but hands EPS to an outside interpreter.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+JPEG_START = b"\xff\xd8\xff"
+START_OF_SCAN, EXIF_SEGMENT = b"\xda", b"\xe1"
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDES_SWAPPED = tuple(TURNS[number] for number in (5, 6, 7, 8))
 MIN_SIDE = 2  # a 1x1 picture is a placeholder or a tracking pixel, not a photograph
 
 # Pillow warns of odd metadata; what matters it raises. Once and for all threads: `warnings.catch_warnings` is for one.
@@ -28,52 +42,129 @@ ImageLike = str | Path | bytes | Image.Image | np.ndarray
 
 
 def load_image(source: ImageLike, smallest_side: int | None = None) -> Image.Image:
-    """Any picture as an upright 8-bit RGB one.
+    """Any picture as an upright 8-bit RGB one; see `decode_image`, of which it is the Pillow image."""
+    return decode(source, smallest_side).image()
 
-    `source`: a path, an encoded file's bytes, a Pillow image, or an array (H, W), (H, W, 1), (H, W, 3) or
-    (H, W, 4) of uint8, or of floats in 0..1. `smallest_side`: pixels beyond which the shorter side need not be
-    kept; it lets a large JPEG be decoded at a half, a quarter or an eighth of its size.
+
+def decode_image(source: ImageLike, smallest_side: int | None = None) -> np.ndarray:
+    """Any picture as upright 8-bit RGB pixels: (H, W, 3) uint8.
+
+    `source`: a path or another place (`data/places.py`), an encoded file's bytes, a Pillow image, or an array (H, W),
+    (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or of floats in 0..1. `smallest_side`: pixels beyond which the shorter
+    side need not be kept; it lets a large JPEG be decoded at a half, a quarter or an eighth of its size.
 
     EXIF orientation is applied, transparency laid on white, 16-bit scaled to 8, CMYK and palettes converted, of an
     animation the first frame taken.
 
     Raises ImageError with the reason: missing, not a picture, truncated, too large or 1x1.
     """
+    return decode(source, smallest_side).array()
+
+
+class Decoded(NamedTuple):
+    """A decoded picture, in whichever form its decoder gave it: converting it unasked would take time for nothing."""
+
+    picture: Image.Image | np.ndarray
+    width: int  # of the whole picture, upright, before any reduction
+    height: int
+    reduction: int = 1  # pixels of the whole picture, in each direction, to one of these: 1, 2, 4 or 8
+
+    def image(self) -> Image.Image:
+        """As a Pillow image."""
+        return self.picture if isinstance(self.picture, Image.Image) else Image.fromarray(self.picture)
+
+    def array(self) -> np.ndarray:
+        """As (H, W, 3) uint8."""
+        return np.asarray(self.picture) if isinstance(self.picture, Image.Image) else self.picture
+
+
+def decode(source: ImageLike, smallest_side: int | None = None, name: str = "") -> Decoded:
+    """Any picture as an upright 8-bit RGB one, with the size that it had; see `decode_image`.
+
+    `name` is what messages call the picture, where the source itself does not say.
+    """
+    name = name or _name(source)
     try:
-        image = _open(source)
-        _check_size(image, _name(source))
-        if smallest_side and image.format == "JPEG" and image is not source:  # a caller's own picture stays whole
-            image.draft(None, (smallest_side, smallest_side))
+        if isinstance(source, (str, Path, bytes)):
+            data = source if isinstance(source, bytes) else read_bytes(source, MAX_BYTES)
+            decoded = _fast_jpeg(data, smallest_side, name)
+            if decoded:
+                return decoded
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+        else:
+            image = _from_array(source) if isinstance(source, np.ndarray) else source
+        _check_size(image.size, name)
+        width, height = image.size
+        factor = 1
+        if image.format == "JPEG" and image is not source:  # a caller's own picture stays whole
+            factor = _reduction(width, height, smallest_side)
+            image.draft(None, (width // factor, height // factor))
         image.load()
-        return _to_rgb(_upright(image))
+        upright = _upright(image)
+        turned = upright.size != image.size and upright.size == image.size[::-1]
+        size = (height, width) if turned else (width, height)
+        return Decoded(_to_rgb(upright), *size, factor)
     except ImageError:
         raise
-    except FileNotFoundError:
-        raise ImageError(f"{_name(source)}: no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{_name(source)}: not a picture, or of a kind that Pillow does not read") from None
+        raise ImageError(f"{name}: not a picture, or of a kind that Pillow does not read") from None
     except Exception as error:
         # Broken files make Pillow's plug-ins raise nearly anything; all of it means one thing.
-        raise ImageError(f"{_name(source)}: cannot be decoded: {error}") from None
+        raise ImageError(f"{name}: cannot be decoded: {error}") from None
 
 
-def _open(source: ImageLike) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source), formats=_formats())
-    path = Path(source)
-    if path.is_dir():
-        raise ImageError(f"{path}: is a folder, not a picture")
-    size = path.stat().st_size
-    if size == 0:
-        raise ImageError(f"{path}: the file is empty")
-    if size > MAX_BYTES:
-        raise ImageError(f"{path}: {size / 2**20:.0f} MB, over the limit of {MAX_BYTES / 2**20:.0f} MB")
-    # Read whole: one call to the file system, and no file stays open when decoding fails.
-    return Image.open(io.BytesIO(path.read_bytes()), formats=_formats())
+def _fast_jpeg(data: bytes, smallest_side: int | None, name: str) -> Decoded | None:
+    """A plain JPEG by libjpeg-turbo without the way through Pillow; None for what Pillow has to look at.
+
+    The pixels are the same as Pillow's at every size. What is in doubt, damaged data too, is left to Pillow, so that
+    a picture is refused for one reason only.
+    """
+    if data[:3] != JPEG_START:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray", "RGB"):  # inks, which only Pillow converts
+            return None
+        _check_size((width, height), name)
+        factor = _reduction(width, height, smallest_side)
+        pixels = simplejpeg.decode_jpeg(
+            data, min_height=-(-height // factor), min_width=-(-width // factor), min_factor=factor
+        )
+    except ValueError:
+        return None
+    turn = _orientation(data)
+    if turn is None:
+        return Decoded(pixels, width, height, factor)
+    size = (height, width) if turn in SIDES_SWAPPED else (width, height)
+    return Decoded(Image.fromarray(pixels).transpose(turn), *size, factor)
+
+
+def _reduction(width: int, height: int, smallest_side: int | None) -> int:
+    """How much smaller a JPEG may be decoded: 1, 2, 4 or 8, the sizes for which decoders have fast code."""
+    if not smallest_side:
+        return 1
+    return next((factor for factor in (8, 4, 2) if min(width, height) >= factor * smallest_side), 1)
+
+
+def _orientation(data: bytes) -> Image.Transpose | None:
+    """How a JPEG has to be turned, by its EXIF data."""
+    if not _has_exif(data):
+        return None
+    try:
+        tag = Image.open(io.BytesIO(data), formats=["JPEG"]).getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata is no reason to lose a good picture
+        return None
+    return TURNS.get(tag) if isinstance(tag, int) else None
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether a JPEG has EXIF data, by the marks of its segments: Pillow would take longer to open it."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != START_OF_SCAN:
+        if data[place + 1 : place + 2] == EXIF_SEGMENT and data[place + 4 : place + 10] == b"Exif\0\0":
+            return True
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
 
 
 @cache
@@ -98,8 +189,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width}x{height} pixels, over the limit of {MAX_PIXELS / 1e6:.0f} megapixels")
     if min(width, height) < MIN_SIDE:

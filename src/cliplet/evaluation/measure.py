@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cliplet.data.records import ImageText, Quarantine
+from cliplet.data.quarantine import Quarantine
+from cliplet.data.records import ImageText
 from cliplet.errors import DataError, ImageError
 from cliplet.evaluation.retrieval import retrieval_metrics
 from cliplet.runtime.encoder import Encoder

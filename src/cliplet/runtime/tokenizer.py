@@ -11,7 +11,7 @@ import tokenizers
 
 from cliplet.errors import ModelError
 
-COUNTED_AT_ONCE = 10_000  # an encoding takes kilobytes; of millions of captions they would fill the memory
+ENCODED_AT_ONCE = 10_000  # an encoding takes kilobytes; of millions of captions they would fill the memory
 PAD_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 
 
@@ -70,7 +70,22 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and attention mask of `texts`, both (N, L) int64, L the longest text's length."""
-        encoded = [encoding.ids for encoding in self._encode(texts)]
+        return self.padded(self.encode(texts)[0])
+
+    def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """The token ids of each text, cut to `context_length`, and how many texts were longer than that."""
+        ids: list[list[int]] = []
+        cut = 0
+        for start in range(0, len(texts), ENCODED_AT_ONCE):
+            # Half a surrogate pair, as JSON's escapes allow it in a query, is no character: it is read as "?".
+            block = [text.encode("utf-8", "replace").decode() for text in texts[start : start + ENCODED_AT_ONCE]]
+            for encoding in self._backend.encode_batch_fast(block):
+                ids.append(encoding.ids)
+                cut += bool(encoding.overflowing)
+        return ids, cut
+
+    def padded(self, encoded: Sequence[Sequence[int] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and attention mask, both (N, L) int64, of N texts' ids, L the longest one's length."""
         longest = max(1, max(map(len, encoded), default=1))
         ids = np.full((len(encoded), longest), self.pad_id, dtype=np.int64)
         mask = np.zeros((len(encoded), longest), dtype=np.int64)
@@ -78,15 +93,6 @@ class Tokenizer:
             ids[row, : len(tokens)] = tokens
             mask[row, : max(1, len(tokens))] = 1  # a text of no tokens attends to one padding, not to nothing
         return ids, mask
-
-    def count_cut(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than `context_length` tokens."""
-        blocks = (texts[start : start + COUNTED_AT_ONCE] for start in range(0, len(texts), COUNTED_AT_ONCE))
-        return sum(bool(encoding.overflowing) for block in blocks for encoding in self._encode(block))
-
-    def _encode(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        # Half a surrogate pair, as JSON's escapes allow it in a query, is no character: it is read as "?".
-        return self._backend.encode_batch([text.encode("utf-8", "replace").decode() for text in texts])
 
 
 def _pad_id(backend: tokenizers.Tokenizer) -> int:

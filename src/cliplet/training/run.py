@@ -22,8 +22,10 @@ from rich.console import Console
 
 from cliplet.config import RunConfig, to_yaml
 from cliplet.console import say as console_say
+from cliplet.data.places import file_name
+from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers import read_source
-from cliplet.data.records import ImageText, Quarantine
+from cliplet.data.records import Records
 from cliplet.errors import TrainingError
 from cliplet.evaluation import Evaluation
 from cliplet.evaluation.report import write_report
@@ -68,7 +70,7 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "", console
         _claim(folder)
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
-    source = read_source(config.data.path, config.data.images)
+    source = read_source(config.data.path, config.data.images, config.data.samples)
     train_records = source.select(config.data.train_split)[: config.data.max_images]
     val_records = source.select(config.data.val_split)
     circumstances = {"precision": precision, "training data": _fingerprint(train_records)}
@@ -77,7 +79,7 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "", console
     torch.manual_seed(config.train.seed)
     say = partial(console_say, console)
     state = (
-        _restore(checkpoint, device, precision) if checkpoint else _begin(config, train_records, device, precision, say)
+        _restore(checkpoint, device, precision) if checkpoint else begin(config, train_records, device, precision, say)
     )
     refuse_bad_stages(state.model, config)
 
@@ -103,24 +105,24 @@ def _claim(folder: Path) -> None:
         )
 
 
-def _fingerprint(records: list[ImageText]) -> str:
+def _fingerprint(records: Records) -> str:
     """Tells one set of training records from another: their number, and a checksum of names and captions."""
     checksum = 0
     for record in records:
-        line = "\0".join((Path(record.image).name, *record.captions))
+        line = "\0".join((file_name(record.image), *record.captions))
         checksum = zlib.crc32(line.encode("utf-8", "surrogateescape"), checksum)
     return f"{len(records):,} pictures, checksum {checksum:08x}"
 
 
-def _begin(
-    config: RunConfig, records: list[ImageText], device: torch.device, precision: str, say: Callable[[str], None]
+def begin(
+    config: RunConfig, records: Records, device: torch.device, precision: str, say: Callable[[str], None]
 ) -> State:
+    """The state in which a run on these records begins."""
     if config.train.start_from:
         model = start_model(config.train.start_from, config.model)
         say(f"starts from {config.train.start_from}")
     else:
-        captions = (caption for record in records for caption in record.captions)
-        model = DualEncoder.build(config.model, captions, say)
+        model = DualEncoder.build(config.model, records.captions(), say)
     return _on_device(model, config, device, precision)
 
 
@@ -145,15 +147,17 @@ def _on_device(model: DualEncoder, config: RunConfig, device: torch.device, prec
 
 def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> None:
     config, model, tokenizer = trainer.config, trainer.state.model, trainer.state.model.tokenizer
-    captions = [caption for record in trainer.train_records for caption in record.captions]
-    cut, length = tokenizer.count_cut(captions), tokenizer.context_length
+    tokens = trainer.loader.tokens
     say(
         f"{config.name}: {model.count_parameters() / 1e6:.1f} M parameters, {len(trainer.train_records):,} pictures "
-        f"and {len(captions):,} captions to train on, {len(trainer.val_records):,} pictures to validate on; "
+        f"and {len(tokens):,} captions to train on, {len(trainer.val_records):,} pictures to validate on; "
         f"{trainer.device}, {trainer.precision}, {trainer.epochs} epochs of {trainer.steps_an_epoch} steps"
     )
-    if cut:
-        say(f"{cut:,} captions are longer than {length} tokens and are cut (model.text.context_length)")
+    if tokens.cut:
+        say(
+            f"{tokens.cut:,} captions are longer than {tokenizer.context_length} tokens and are cut "
+            "(model.text.context_length)"
+        )
     if trainer.loader.batch_size < config.train.batch_size:
         say(
             f"the batch holds {trainer.loader.batch_size} pictures, all there are, instead of {config.train.batch_size}"

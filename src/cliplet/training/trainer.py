@@ -16,7 +16,8 @@ import torch
 
 from cliplet.config import RunConfig
 from cliplet.data.loader import Batch, TrainLoader
-from cliplet.data.records import ImageText, Quarantine
+from cliplet.data.quarantine import Quarantine
+from cliplet.data.records import Records
 from cliplet.errors import TrainingError
 from cliplet.evaluation import Evaluation, evaluate
 from cliplet.model_card import model_card
@@ -72,8 +73,8 @@ class Trainer:
         device: torch.device,
         precision: str,
         circumstances: dict[str, str],
-        train_records: list[ImageText],
-        val_records: list[ImageText],
+        train_records: Records,
+        val_records: Records,
         quarantine: Quarantine,
     ):
         self.config, self.state, self.device, self.precision = config, state, device, precision
