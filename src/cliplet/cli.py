@@ -129,8 +129,8 @@ def train(words: list[str]) -> None:
     config = RunConfig() if asks_help else _base_config(name, file)
     description = (
         f"{train.__doc__} Keys left out keep the recipe's values (cliplet recipes lists them); "
-        "--config FILE lays a YAML file over the recipe; --resume goes on with an interrupted run; --profile-data trains "
-        "nothing, but says in a minute where the time would go and what would help."
+        "--config FILE lays a YAML file over the recipe; --resume goes on with an interrupted run; --profile-data "
+        "trains nothing, but says in a minute where the time would go and what would help."
     )
     config = tyro.cli(
         RunConfig,
@@ -316,7 +316,7 @@ def inspect(words: list[str]) -> None:
         split: str = "all"
         """Look at this split only, or at several joined by +; all takes every picture."""
         samples: int | None = None
-        """Look at the first so many pictures only."""
+        """Look at the first so many pictures of each split only."""
         model: Path | None = None
         """Model folder or tokenizer.json: captions are counted in its tokens, and those that it would cut."""
         context_length: int | None = None

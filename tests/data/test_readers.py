@@ -152,7 +152,7 @@ def test_not_json(read, content):
     ['"text"', "5", "null", "[]", "{}", '{"images": {}}', '{"images": [1]}', '{"images": [{"id": 1}]}', '[{"a": 1}]'],
 )
 def test_json_of_another_kind(read, content):
-    with pytest.raises(DataError, match="of no form that is known|holds no picture with a caption"):
+    with pytest.raises(DataError, match=r"of no form that is known|holds no picture with a caption"):
         read(content, "x.json")
 
 
