@@ -240,16 +240,71 @@ def test_inspect_model_shows_what_was_measured(model_copy, capsys):
     assert "boats, split val" in shown and "1,234 pictures" in shown and "73.5" in shown
 
 
+def test_inspect_data_writes_the_page(data_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", str(data_set)]) == 0
+    shown = capsys.readouterr().out
+    assert "page: inspection.html" in shown and "6,000" not in shown and "train" in shown
+    page = (tmp_path / "inspection.html").read_text()
+    assert "Karpathy JSON" in page and "data:image/jpeg" in page
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["inspection.html"], "no sheet unasked"
+    assert main(["inspect", str(data_set), "--page", "None", "--json", "--split", "val+test", "--samples", "2"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["pictures"] == 4 and facts["splits"] == {
+        "val": {"pictures": 2, "captions": 4},
+        "test": {"pictures": 2, "captions": 4},
+    }
+    assert (tmp_path / "inspection.html").read_text() == page
+
+
 def test_inspect_data_draws_the_sheet(data_set, tmp_path, capsys):
-    sheet = tmp_path / "sheet.png"
-    assert main(["inspect", str(data_set), "--sheet", str(sheet)]) == 0
+    sheet, page = tmp_path / "sheet.png", tmp_path / "page.html"
+    words = ["inspect", str(data_set), "--sheet", str(sheet), "--page", str(page)]
+    assert main(words) == 0
     assert str(sheet.name) in capsys.readouterr().out.replace("\n", "")
     with Image.open(sheet) as image:
         assert min(image.size) > 100
     sheet.unlink()
-    assert main(["inspect", str(data_set), "--sheet", str(sheet), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    assert main([*words, "--json"]) == 0
+    told = capsys.readouterr()
+    facts = json.loads(told.out)
     assert facts["pictures"] == 12 and facts["captions"] == 24 and sheet.is_file()
+    assert "page.html" in told.err
+
+
+def test_inspect_data_counts_tokens(data_set, saved_model, fails, capsys):
+    for model in (saved_model, saved_model / "tokenizer.json"):
+        words = ["inspect", str(data_set), "--page", "None", "--json", "--model", str(model)]
+        assert main(words) == 0
+        tokens = json.loads(capsys.readouterr().out)["tokens"]
+        assert tokens["context_length"] == (24 if model == saved_model else 32)
+        assert tokens["tokenizer"] == str(model) and sum(tokens["histogram"].values()) == 24
+        assert main([*words, "--context-length", "5"]) == 0
+        cut = json.loads(capsys.readouterr().out)["tokens"]["cut"]
+        assert cut == sum(count for length, count in tokens["histogram"].items() if int(length) > 5) > 0
+    assert "needs --model" in fails("inspect", data_set, "--context-length", "5")
+    assert "no tokenizer can be read" in fails("inspect", data_set, "--model", data_set)
+    assert "tokenizer" in fails("inspect", data_set, "--model", data_set / "dataset.json")
+
+
+def test_inspect_data_writes_a_cleaned_list(data_set, tmp_path, fails, capsys):
+    (data_set / "images" / "10.png").write_bytes(b"broken")
+    (data_set / "images" / "1.png").write_bytes((data_set / "images" / "9.png").read_bytes())
+    words = ["inspect", str(data_set), "--page", str(tmp_path / "page.html"), "--fix", str(tmp_path / "clean.jsonl")]
+    assert main(words) == 0
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert "1 picture of test also stands in train" in told
+    assert "10 pictures with 20 captions; left out: 1 that cannot be used, 1 that a more protected split holds" in told
+    assert main(["inspect", str(tmp_path / "clean.jsonl"), "--page", "None", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["sound"] and facts["pictures"] == 10
+    assert main(words) == 0, "its own list and page are written anew"
+    capsys.readouterr()
+    for file, words in (("notes.txt", ["--fix", "{}", "--page", "None"]), ("home.html", ["--page", "{}"])):
+        (tmp_path / file).write_text("years of work")
+        filled = [word.format(tmp_path / file) for word in words]
+        assert "is there already" in fails("inspect", data_set, *filled)
+        assert (tmp_path / file).read_text() == "years of work"
 
 
 def test_inspect_what_is_neither(fails, model_copy, tmp_path):
@@ -324,7 +379,9 @@ def test_the_recipe_may_stand_behind_resume(capsys):
 def test_inspect_tells_all_though_no_picture_can_be_drawn(data_set, tmp_path, capsys):
     for picture in (data_set / "images").iterdir():
         picture.write_bytes(b"")
-    assert main(["inspect", str(data_set), "--sheet", str(tmp_path / "sheet.png")]) == 0
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(data_set), "--sheet", str(tmp_path / "sheet.png"), "--page", str(page)]) == 0
+    assert "the file is empty" in page.read_text()
     assert "empty" in capsys.readouterr().out and not (tmp_path / "sheet.png").exists()
 
 

@@ -210,6 +210,8 @@ def evaluate(words: list[str]) -> None:
         """Split to measure on; all takes every picture."""
         images: Path | None = None
         """Folder of the pictures, where it cannot be found from the annotation file."""
+        samples: int | None = None
+        """Read the first so many pictures of each split only."""
         json: bool = False
         """Print JSON instead of a table."""
         quarantine: Path = Path("quarantine.jsonl")
@@ -223,7 +225,7 @@ def evaluate(words: list[str]) -> None:
     from cliplet.evaluation import evaluate as evaluate_encoder
     from cliplet.runtime.encoder import load
 
-    source = read_source(options.data, options.images)
+    source = read_source(options.data, options.images, options.samples)
     records = source.select(options.split)
     quarantine = Quarantine(options.quarantine)
     quarantine.extend(source.problems)

@@ -40,6 +40,7 @@ from cliplet.training.stages import refuse_bad_stages, stage_at
 from cliplet.training.start import start_model
 from cliplet.training.trainer import CHECKPOINT, State, Trainer, save_best
 
+MANY_CAPTIONS = 200_000  # tokenizing more takes so long that it is announced
 QUERIES_SHOWN = 10
 
 
@@ -89,6 +90,9 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "", console
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an attempt that came to nothing
     quarantine = Quarantine(folder / "quarantine.jsonl", resume=checkpoint is not None)
     quarantine.extend(source.problems)
+    captions = int(train_records.caption_counts().sum())
+    if captions > MANY_CAPTIONS:
+        say(f"tokenizing {captions:,} captions, once")
     trainer = Trainer(config, state, device, precision, circumstances, train_records, val_records, quarantine)
     _announce(trainer, say, resumed=checkpoint is not None)
     with RunLog(folder, console, trainer.total_steps, trainer.global_step) as log, _asked_to_stop() as stop:

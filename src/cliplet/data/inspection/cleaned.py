@@ -35,14 +35,15 @@ class Cleaned:
 
     def __str__(self) -> str:
         parts = (
-            (self.unusable, "pictures that cannot be used left out"),
-            (self.leaked, "left out because a more protected split holds them too"),
+            (self.unusable, "that cannot be used"),
+            (self.leaked, "that a more protected split holds too"),
             (self.merged, "merged with the same picture of their split"),
-            (self.repeated, "captions left out that their picture has already"),
-            (self.unwritable, "left out because their names are not UTF-8"),
+            (self.unwritable, "whose names are not UTF-8"),
         )
-        done = [f"{count:,} {what}" for count, what in parts if count]
-        return "; ".join([f"{self.pictures:,} pictures with {self.captions:,} captions", *done])
+        left = ", ".join(f"{count:,} {what}" for count, what in parts if count)
+        told = [f"{self.pictures:,} pictures with {self.captions:,} captions", f"left out: {left}" if left else ""]
+        told.append(f"captions left out that their picture has already: {self.repeated:,}" if self.repeated else "")
+        return "; ".join(filter(None, told))
 
 
 def refuse_occupied(file: Path, source: str, overwrite: bool = False) -> None:

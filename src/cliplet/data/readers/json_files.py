@@ -15,6 +15,7 @@ from cliplet.data.readers.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, NUMBERED
 from cliplet.errors import DataError
 
 READ_AT_ONCE = 2**15  # bytes
+NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 MAX_DEPTH = 10_000  # the parser's memory grows with the square of it
 SHOWN_KEYS = 6
 
@@ -55,13 +56,14 @@ def is_json_lines(line: str) -> bool:
 
 def read_json_lines(collector: Collector, file: Path) -> str:
     """A JSON object on each line: {"image", "caption"} or {"image", "captions": [...]}."""
+    parse = json.JSONDecoder().decode  # json.loads looks at its options anew each time, which takes as long
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
+            if line.isspace():
                 continue
             where = f"{collector.name}:{number}"
             try:
-                item = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                item = parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:  # also what is not UTF-8
                 collector.problem(where, f"is not JSON: {error}")
                 continue
@@ -103,7 +105,8 @@ class _Watched:
         data = self._stream.read(size)
         plain = (self._escape + data).replace(b"\\\\", b"").replace(b'\\"', b"")
         self._escape = b"\\" if plain.endswith(b"\\") else b""
-        pieces = plain.split(b'"')  # by turns outside a text and in one
+        marks = plain.translate(None, NO_MARKS).replace(b'""', b"")  # most texts hold no bracket
+        pieces = marks.split(b'"')  # by turns outside a text and in one
         outside = b"".join(pieces[self._in_text :: 2])
         self._in_text ^= len(pieces) % 2 == 0
         self._depth += outside.count(b"[") + outside.count(b"{") - outside.count(b"]") - outside.count(b"}")
