@@ -160,9 +160,8 @@ def read(file: Path) -> None:
             (images / name).touch()
         (images / "000000000.jpg").touch()
         for name, one in ((f"{file.name}", once), (f"{COPIES} times as large", large)):
-            theirs = [_measured(_JSON, one) for _ in range(ROUNDS)]
-            ours = [_measured(_READ, one) for _ in range(ROUNDS)]
-            _show(name, theirs, ours)
+            rounds = [(_measured(_JSON, one), _measured(_READ, one)) for _ in range(ROUNDS)]
+            _show(name, [theirs for theirs, _ in rounds], [ours for _, ours in rounds])
         _show(f"{ROWS:,} rows of TSV", [], [_measured(_READ, table) for _ in range(ROUNDS)])
 
 
@@ -183,10 +182,10 @@ def _repeated(annotations: dict) -> dict:
 _MEASURE = """
 import resource, sys, time
 {imports}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 start = time.perf_counter()
 result = {expression}
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
 """
 _JSON = _MEASURE.format(imports="import json", expression="json.load(open(sys.argv[1]))")
 _READ = _MEASURE.format(

@@ -156,6 +156,24 @@ def test_copies_are_seen_to_be_copies(kind):
     assert np.mean(np.array(distances) <= DISTANCE) > 0.9
 
 
+def test_pictures_are_laid_over_each_other_before_they_are_compared():
+    originals = [photo(seed) for seed in range(12)]
+    cut = [image.crop((14, 0, image.width, image.height - 6)) for image in originals]
+    ones, others = (np.stack([small(image) for image in images]) for images in (originals, cut))
+    assert same_pictures(ones, others).mean() > 0.8
+    assert same_pictures(others, ones).mean() > 0.8
+
+
+def test_noise_where_nothing_is_shown_does_not_count():
+    noisy = []
+    for seed in (0, 1):
+        image = Image.new("RGB", (96, 96), "#e8e8e8")
+        ImageDraw.Draw(image).text((4, 30), "a sign", fill="black", font_size=28)
+        pixels = small(image).astype(float) + np.random.default_rng(seed).normal(0, 1.2, (SIDE, SIDE, 1))
+        noisy.append(pixels.round().clip(0, 255).astype(np.uint8)[None])
+    assert same_pictures(*noisy).all()
+
+
 def test_other_pictures_are_none():
     pictures = np.stack([small(photo(seed)) for seed in range(24)])
     assert not same_pictures(pictures[:12], pictures[12:]).any()

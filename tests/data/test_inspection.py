@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -103,18 +105,18 @@ def test_every_fault_is_named_with_its_reason(source, tmp_path):
     assert found.problems == (Problem("set.json: image 9", "has no filename"),)
 
 
-def gigapixel(file):
-    """A PNG whose head says 60,000 by 60,000 pixels."""
-    data = bytearray(Path(photograph(file)).read_bytes())
-    data[16:24] = (60_000).to_bytes(4, "big") * 2
-    crc = __import__("zlib").crc32(bytes(data[12:29]))
-    data[29:33] = crc.to_bytes(4, "big")
-    file.write_bytes(data)
+def png(file, width, height, depth):
+    """A PNG of RGB noise with a head that says so, whatever its data are."""
+    rows = b"".join(b"\0" + np.random.default_rng(row).bytes(50 * 3 * depth // 8) for row in range(50))
+    head = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    data = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(data))
 
 
 def test_bad_files_of_all_kinds_stop_nothing(tmp_path):
     (tmp_path / "zero.jpg").write_bytes(b"")
-    gigapixel(tmp_path / "giga.png")
+    png(tmp_path / "giga.png", 60_000, 60_000, 8)
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "none.jpg")
@@ -158,31 +160,23 @@ def test_odd_files_are_named_and_are_no_fault(tmp_path):
     frames = [Image.open(photograph(tmp_path / f"{n}.png", seed=n)) for n in (4, 5)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     Image.fromarray(np.random.default_rng(6).integers(0, 2**16, (50, 50), dtype=np.uint16)).save(tmp_path / "deep.png")
+    png(tmp_path / "deeper.png", 50, 50, 16)
     photograph(tmp_path / "tiny.png", (40, 20), seed=7)
     photograph(tmp_path / "long.png", (400, 100), seed=8)
     Image.new("RGB", (80, 80), "white").save(tmp_path / "white.jpg")
     Image.open(tmp_path / "a.png").convert("L").save(tmp_path / "grey.jpg")
-    listed = [
-        "really.jpg",
-        "right.JPEG",
-        "noname",
-        "ink.jpg",
-        "film.gif",
-        "deep.png",
-        "tiny.png",
-        "long.png",
-        "white.jpg",
-        "grey.jpg",
-    ]
+    listed = ["really.jpg", "right.JPEG", "noname", "ink.jpg", "film.gif", "deep.png", "deeper.png", "tiny.png"]
+    listed += ["long.png", "white.jpg", "grey.jpg"]
     found = inspect_source(made([ImageText(str(tmp_path / name), ("a",), "train") for name in listed]))
-    assert found.readable == 10 and found.sound
+    assert found.readable == 11 and found.sound
     assert [(p.reason, Path(p.where).name) for p in found.mislabelled] == [("is PNG", "really.jpg")]
-    assert found.formats == {"JPEG": 5, "PNG": 4, "GIF": 1}
-    assert found.colours == {"RGB": 6, "CMYK": 1, "palette": 1, "16 bit": 1, "grey": 1}
+    assert found.formats == {"JPEG": 5, "PNG": 5, "GIF": 1}
+    assert found.colours == {"RGB": 6, "CMYK": 1, "palette": 1, "16 bit": 2, "grey": 1}
     assert {Path(p.where).name: p.reason for p in found.unusual} == {
         "ink.jpg": "CMYK",
         "film.gif": "palette, animated",
         "deep.png": "16 bit",
+        "deeper.png": "16 bit",
     }
     assert found.animated == 1
     assert names(found.small) == ["tiny.png"] and found.small[0].reason == "40x20 pixels"

@@ -91,12 +91,14 @@ def test_same_bytes_and_copies_of_one_picture_are_one_group(record, tmp_path):
         record("a.png", photo(0), "train"),
         ImageText(shutil.copy(tmp_path / "a.png", f"{tmp_path}/b.png"), ("a",), "test"),
         record("c.jpg", photo(0), "test", quality=60),
+        ImageText(shutil.copy(tmp_path / "a.png", f"{tmp_path}/d.png"), ("a",), "test"),
     ]
     found = inspect_source(made(records))
-    assert places(found.duplicates_across) == {(("a.png", "train"), ("b.png", "test"))}
-    assert places(found.near_across) == {(("a.png", "train"), ("b.png", "test"), ("c.jpg", "test"))}
+    same = ("a.png", "train"), ("b.png", "test"), ("d.png", "test")
+    assert places(found.duplicates_across) == {same}
+    assert places(found.near_across) == {(*same[:2], ("c.jpg", "test"), same[2])}
     (leak,) = found.leaks
-    assert (leak.split, leak.other, leak.pictures, leak.same_bytes) == ("test", "train", 2, 1)
+    assert (leak.split, leak.other, leak.pictures, leak.same_bytes) == ("test", "train", 3, 2)
 
 
 def test_broken_files_with_equal_bytes_are_no_duplicates(tmp_path):

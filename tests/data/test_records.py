@@ -1,13 +1,21 @@
-"""Splits that stay where they are, and a quarantine that loses nothing and repeats nothing."""
+"""Records as small as they are, splits that stay where they are, a quarantine that loses and repeats nothing."""
 
 import json
+import os
+import pickle
+import subprocess
+import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from random import Random
 
+import numpy as np
 import pytest
 
 from cliplet.data.quarantine import Quarantine
-from cliplet.data.records import ImageText, ImageTextSource, Problem, Records
+from cliplet.data.records import ImageText, ImageTextSource, Problem, Records, RecordsBuilder, Texts
 from cliplet.errors import DataError
 
 
@@ -51,7 +59,8 @@ def test_unnamed_source_becomes_train_and_val():
     assert sorted(r.image for r in [*train, *val]) == sorted(r.image for r in whole.records)
     assert not set(train) & set(val)
     assert 150 <= len(val) <= 250  # a tenth, within four standard deviations
-    assert train == [r for r in whole.records if r in set(train)]  # in the source's order
+    taken = set(train)
+    assert train == [r for r in whole.records if r in taken]  # in the source's order
 
 
 def test_unnamed_source_has_no_other_split():
@@ -90,6 +99,197 @@ def test_empty_splits():
     empty = "val" if one.select("train") else "train"
     with pytest.raises(DataError, match=f"the split '{empty}' holds no pictures"):
         one.select(empty)
+
+
+# Records, against a list of the same
+
+
+NAMED = [
+    "a.jpg",
+    "deep/b.jpg",
+    "/abs/c.jpg",
+    "é 犬.jpg",
+    "no-utf8-\udce9.jpg",
+    "x.tar?offset=5&size=6&name=y.jpg",
+    "../d.jpg",
+]
+TEXTS = ["a dog", "犬", "👩‍👩‍👧", "x" * 500, "é", "a"]
+
+
+def some_records(random, count, root=""):
+    """Records of every kind as a list, and as the builder makes them, their captions coming in any order."""
+    listed = [
+        ImageText(f"{number}/{random.choice(NAMED)}", tuple(random.choices(TEXTS, k=random.randint(1, 5))), split)
+        for number, split in enumerate(random.choices(["train", "val", "", "é"], k=count))
+    ]
+    builder = RecordsBuilder()
+    numbers = [builder.picture(record.image, record.split) for record in listed]
+    captions = [(at, number) for at, record in enumerate(listed) for number in range(len(record.captions))]
+    if random.random() < 0.7:  # else one picture after the other, as most files have them
+        captions.sort(key=lambda place: (place[1], random.random()))
+    for at, number in captions:
+        builder.caption(numbers[at], listed[at].captions[number])
+    return [replace(r, image=os.path.join(root, r.image)) for r in listed], builder.build(root)
+
+
+def assert_same(records, listed):
+    assert len(records) == len(listed) and bool(records) == bool(listed)
+    assert list(records) == listed and records == listed and list(reversed(records)) == listed[::-1]
+    assert records == Records.of(listed) and (records != [*listed, ImageText("more.jpg", ("x",))])
+    assert [records.image(row) for row in range(len(records))] == [record.image for record in listed]
+    assert records.caption_counts().tolist() == [len(record.captions) for record in listed]
+    assert list(records.captions()) == [caption for record in listed for caption in record.captions]
+    assert dict(records.splits) == dict(Counter(record.split for record in listed))
+    for row in range(-len(listed), len(listed)):
+        assert records[row] == listed[row] and records.image(row) == listed[row].image
+    for row in (len(listed), -len(listed) - 1):
+        with pytest.raises(IndexError):
+            records[row]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_records_are_as_a_list_of_them_would_be(seed):
+    """Views of views of views, each held against what the same does to a list."""
+    random = Random(seed)
+    listed, records = some_records(random, random.choice([0, 1, 2, 7, 30]), random.choice(["", "/root", "rel/é", "."]))
+    assert_same(records, listed)
+    for _ in range(6):
+        kind = random.choice(["slice", "rows", "range", "mask", "splits", "first"])
+        size = len(listed)
+        if kind == "slice":
+            ends = [random.choice([None, random.randint(-size - 2, size + 2)]) for _ in range(2)]
+            part = slice(*ends, random.choice([None, 1, 2, 3, -1, -2]))
+            listed, records = listed[part], records[part]
+        elif kind == "rows":
+            rows = random.choices(range(size), k=random.randint(0, size + 3)) if size else []
+            listed, records = [listed[row] for row in rows], records.picked(np.array(rows, dtype=np.int64))
+        elif kind == "range":
+            rows = random.choice([range(size), range(0, size, 2), range(size - 1, -1, -1), range(size // 2, size)])
+            listed, records = [listed[row] for row in rows], records.picked(rows)
+        elif kind == "mask":
+            mask = np.array([random.random() < 0.8 for _ in range(size)], dtype=bool)
+            listed, records = (
+                [r for r, kept in zip(listed, mask, strict=True) if kept],
+                records.picked(np.flatnonzero(mask)),
+            )
+        elif kind == "splits":
+            names = random.sample(["train", "val", "", "é", "none"], k=4)
+            listed, records = [r for r in listed if r.split in names], records.in_splits(iter(names))
+        else:
+            count, seen = random.randint(0, 5), Counter()
+            kept = []
+            for record in listed:
+                seen[record.split] += 1
+                kept += [record] if seen[record.split] <= count else []
+            listed, records = kept, records.first_of_each_split(count)
+        assert_same(records, listed)
+
+
+def test_records_equal_nothing_else():
+    made = Records.of(records(3))
+    assert made == made[:] and made == tuple(records(3)) and made != records(2) and made != records(3)[::-1]
+    assert made != "abc" and made != 3 and made is not None and made != [1, 2, 3]
+    with pytest.raises(TypeError):
+        hash(made)
+    assert repr(Records.of(records(1234))) == "<1,234 records>"
+
+
+def test_records_can_be_sent_to_another_process():
+    _, made = some_records(Random(1), 20, "/root")
+    for part in (made, made[::-2], made.in_splits(["train"])):
+        assert pickle.loads(pickle.dumps(part)) == part
+
+
+def test_the_same_picture_taken_up_twice_stays_twice():
+    twice = [ImageText("a.jpg", ("one",)), ImageText("a.jpg", ("two",)), ImageText("a.jpg", ("one",), "val")]
+    assert Records.of(twice) == twice
+
+
+def test_a_million_records_take_less_than_two_hundred_megabytes():
+    """A tenth of them, in a process of its own; a list of ImageText would take six times as much."""
+    code = (
+        "import tracemalloc; from cliplet.data.records import RecordsBuilder; tracemalloc.start()\n"
+        "builder = RecordsBuilder()\n"
+        "for n in range(100_000): builder.caption(builder.picture(f'{n:012d}.jpg'), f'a dog runs over the field {n}')\n"
+        "records = builder.build('/root'); del builder; print(tracemalloc.get_traced_memory()[0], len(records))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    memory, count = map(int, done.stdout.split())
+    assert count == 100_000 and memory < 20e6
+
+
+# The builder
+
+
+def test_captions_far_apart_are_gathered_in_their_order():
+    builder = RecordsBuilder()
+    for number in range(300):
+        builder.caption(builder.picture(f"{number % 7}.jpg", "train"), f"caption {number}")
+    assert builder.build() == [
+        ImageText(f"{n}.jpg", tuple(f"caption {k}" for k in range(n, 300, 7)), "train") for n in range(7)
+    ]
+
+
+def test_pictures_keep_the_order_of_their_first_appearance_and_those_without_caption_are_named():
+    builder = RecordsBuilder()
+    numbers = [
+        builder.picture(name, split) for name, split in [("b", "x"), ("a", "x"), ("b", "y"), ("c", ""), ("b", "x")]
+    ]
+    assert numbers == [0, 1, 2, 3, 0]
+    builder.caption(2, "two")
+    builder.caption(0, "zero")
+    assert list(builder.names()) == ["b", "a", "b", "c"] and builder.names()[-1] == "c"
+    assert list(builder.without_caption()) == ["a", "c"]
+    made = builder.build("root")
+    assert made == [ImageText("root/b", ("zero",), "x"), ImageText("root/b", ("two",), "y")]
+    assert made.splits == {"x": 1, "y": 1} and made.caption_counts().tolist() == [1, 1]
+
+
+def test_nothing_makes_no_records():
+    for made in (RecordsBuilder().build(), Records.of([])):
+        assert_same(made, [])
+        assert made.first_of_each_split(3) == [] and made.in_splits(["train"]) == []
+    builder = RecordsBuilder()
+    builder.picture("a.jpg")
+    assert builder.build() == []
+
+
+def test_more_splits_than_a_short_number_holds():
+    builder = RecordsBuilder()
+    for number in range(40_000):
+        builder.caption(builder.picture("a.jpg", str(number)), "a dog")
+    made = builder.build()
+    assert made[39_999].split == "39999" and len(made.in_splits(["0", "39999"])) == 2
+
+
+# Texts
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_texts_are_as_a_list_of_them_would_be(seed):
+    random = Random(seed)
+    listed = random.choices([*NAMED, *TEXTS, "", "\0", "\n"], k=random.choice([0, 1, 5, 50]))
+    texts = Texts()
+    for text in listed:
+        texts.append(text)
+    for _ in range(4):
+        assert len(texts) == len(listed) and list(texts) == listed and list(reversed(texts)) == listed[::-1]
+        assert texts[:] == listed and texts[::-2] == listed[::-2] and texts[1:-1] == listed[1:-1]
+        for row in range(-len(listed), len(listed)):
+            assert texts[row] == texts[np.int64(row)] == listed[row]
+        for row in (len(listed), -len(listed) - 1, 10**6, -(10**6)):
+            with pytest.raises(IndexError):
+                texts[row]
+        rows = random.choices(range(len(listed)), k=random.randint(0, len(listed))) if listed else []
+        listed, texts = [listed[row] for row in rows], texts.picked(np.array(rows, dtype=np.int64))
+
+
+def test_texts_grow_on_after_a_view_was_taken():
+    texts = Texts()
+    texts.append("one")
+    view = texts.picked(np.array([0, 0]))
+    texts.append("two")
+    assert list(texts) == ["one", "two"] and list(view) == ["one", "one"]
 
 
 # Quarantine

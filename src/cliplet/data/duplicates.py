@@ -4,9 +4,12 @@ A perceptual hash of 64 bits names candidates, those at most `DISTANCE` bits apa
 second look at the two pictures, laid over each other, decides.
 
 Found are copies that were saved anew, resized, squashed, made brighter or darker or grey, marked with a small sign,
-or cut by a few percent at the edges. Not found are mirrored and turned copies, strong crops (more than a tenth), frames
-put around, collages, and pictures with little on them, an empty sky or a page of one colour. Photographs of one scene
-taken a moment apart are not meant to be found; where nothing in them moved, they are.
+or cut a little. Of Flickr8k's photographs: all that were saved at quality 40 or 15, at half, a third or twice the size,
+at three quarters of the height, or in grey; 98 of 100 that lost 5 % of width and height evenly, 91 that lost 5 % at one
+edge, 54 at two edges; 65 that lost 10 % evenly. Not found are mirrored and turned copies, strong crops, most frames put
+around, collages, and pictures with little on them, an empty sky or a page of one colour. Photographs of one scene taken
+a moment apart are not meant to be found; where nothing in them moved, they are. Of a million cut-outs of Flickr8k, nine
+pairs were joined that are no copies: skies.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ RADII = (2, 2, 2, 1)
 BLOCK = 2**17  # hashes compared at once: what it takes stays in the processor's cache
 
 # The second look. Of Flickr8k's photographs, copies of the kinds above reach 0.8 in detail but for one in a hundred;
-# pictures of different things with hashes as close stay below 0.6.
+# of 6,000 pairs of different things with hashes as close none reached 0.6.
 COARSE_ALIKE = 0.75  # least correlation of the squares of COARSE pixels, as they lie
 DETAIL_ALIKE = 0.8  # of what stands in the cells of a grid, cell by cell, laid over each other
 HOPELESS = 0.25  # in detail, after a step: copies are beyond it at once

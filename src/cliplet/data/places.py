@@ -23,7 +23,7 @@ from cliplet.errors import ImageError
 TAR_MEMBER = re.compile(
     r"(?P<file>.+?(?i:\.tar))\?offset=(?P<offset>\d{1,18})&size=(?P<size>\d{1,18})&name=(?P<name>.*)", re.DOTALL
 )
-ARROW_ROW = re.compile(r"(?P<file>.+?)\?row=(?P<row>\d{1,18})&column=(?P<column>.*)", re.DOTALL)
+ARROW_ROW = re.compile(r"(?P<file>.+?(?i:\.arrow))\?row=(?P<row>\d{1,18})&column=(?P<column>.*)", re.DOTALL)
 ARROW_FILE = b"ARROW1"  # what an IPC file begins with; an IPC stream has no such mark
 
 

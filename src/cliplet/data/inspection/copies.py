@@ -43,7 +43,7 @@ def find_copies(
         look(pairs[start : start + LOOKED_AT_ONCE])
         if progress:
             progress(min(start + LOOKED_AT_ONCE, len(pairs)), len(pairs))
-    found = np.array(look.pairs, dtype=np.int64).reshape(-1, 2)
+    found = np.asarray(look.pairs, dtype=np.int64).reshape(-1, 2)
     return CopiesFound(look.groups.all(), found, complete)
 
 
@@ -73,7 +73,7 @@ class _SecondLook:
 
     def __init__(self, count: int, small_pictures: SmallPictures):
         self.groups = _Groups(count)
-        self.pairs: list[tuple[int, int]] = []
+        self.pairs = array("q")  # one after another
         self._small_pictures = small_pictures
         self._seen: dict[int, np.ndarray | None] = {}
 
@@ -86,7 +86,7 @@ class _SecondLook:
         if seen:
             same = same_pictures(np.stack([small[a] for a, _ in seen]), np.stack([small[b] for _, b in seen]))
             for a, b in (pair for pair, is_same in zip(seen, same, strict=True) if is_same):
-                self.pairs.append((a, b))
+                self.pairs.extend((a, b))
                 self.groups.join(a, b)
         return np.array([first(a) == first(b) for a, b in pairs.tolist()], dtype=bool)
 

@@ -66,10 +66,14 @@ def _read(path: str, images: Path | None, samples: int | None) -> ImageTextSourc
 
 def _annotations_in(folder: Path) -> Path | None:
     """The one annotation file of a folder; None where its captions stand in a file beside each picture."""
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}") from None
     if folders.has_captions(folder):
         return None
     for pattern in (*ANNOTATIONS, *COCO_ANNOTATIONS):
-        found = sorted(file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith("."))
+        found = sorted(file for file in folder.glob(pattern) if is_file(file) and not file.name.startswith("."))
         if len(found) == 1:
             return found[0]
         if found:

@@ -3,45 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import ijson
+from typing import Any, NamedTuple
 
 from cliplet.data.readers.collector import READ_FORMS, Collector
+from cliplet.data.readers.json_stream import read_lists
 from cliplet.data.readers.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, NUMBERED_CAPTION
 from cliplet.errors import DataError
 
-READ_AT_ONCE = 2**15  # bytes
-NO_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
-MAX_DEPTH = 10_000  # the parser's memory grows with the square of it
 SHOWN_KEYS = 6
 
 
 def read_json(collector: Collector, file: Path) -> str:
     """Reads any of the forms by what it holds; gives the form's name. Raises DataError for other JSON."""
-    if next(_events(file))[0] == "start_array":
-        _read_items(collector, _items(file, "item"), "item")
-        return "JSON list"
-    # The first that tells, for a bad one does not.
-    images = _items(file, "images.item")
-    first: dict[str, Any] = next((item for item in images if _has(item, "sentences", "file_name")), {})
-    if "sentences" in first:
+    kind, keys = _kind(file)
+    if kind == "JSON list":
+        _read_items(collector, file)
+    elif kind == "Karpathy JSON":
         _read_karpathy(collector, file)
-        return "Karpathy JSON"
-    if first and next(_items(file, "annotations.item"), None) is not None:
+    elif kind == "COCO captions JSON":
         _read_coco(collector, file)
-        return "COCO captions JSON"
-    keys = _keys(file)
-    named = f" with the keys {', '.join(keys)}" if keys else ""
-    raise DataError(
-        f"{file}: is JSON{named}, but of no form that is known",
-        'Expected COCO\'s {"images": [...], "annotations": [...]}, Karpathy\'s {"images": [{"filename": ..., '
-        '"sentences": [{"raw": ...}]}]}, or a list of {"image": ..., "caption": ...}. '
-        f"Read are {READ_FORMS}.",
-    )
+    else:
+        named = f" with the keys {', '.join(keys[:SHOWN_KEYS])}" if keys else ""
+        raise DataError(
+            f"{file}: is JSON{named}, but of no form that is known",
+            'Expected COCO\'s {"images": [...], "annotations": [...]}, Karpathy\'s {"images": [{"filename": ..., '
+            '"sentences": [{"raw": ...}]}]}, or a list of {"image": ..., "caption": ...}. '
+            f"Read are {READ_FORMS}.",
+        )
+    return kind
+
+
+def _kind(file: Path) -> tuple[str, list[str]]:
+    """The form's name, "" for an unknown one, and the document's keys as far as they were read."""
+    keys: list[str] = []
+    files_named = annotated = False
+    for key, block in read_lists(file):
+        if key == "" and block is not None:
+            return "JSON list", []
+        if key and key not in keys:
+            keys.append(key)
+        if key == "images" and any(_has(item, "sentences") for item in block or ()):
+            return "Karpathy JSON", keys
+        files_named |= key == "images" and any(_has(item, "file_name") for item in block or ())
+        annotated |= key == "annotations" and bool(block)
+        if files_named and annotated:
+            return "COCO captions JSON", keys
+    return "", keys
 
 
 def is_json_lines(line: str) -> bool:
@@ -56,14 +66,15 @@ def is_json_lines(line: str) -> bool:
 
 def read_json_lines(collector: Collector, file: Path) -> str:
     """A JSON object on each line: {"image", "caption"} or {"image", "captions": [...]}."""
-    parse = json.JSONDecoder().decode  # json.loads looks at its options anew each time, which takes as long
+    parse = json.JSONDecoder().decode  # json.loads looks at its options anew for each line
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            if line.isspace():
-                continue
             where = f"{collector.name}:{number}"
             try:
-                item = parse(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text or text.isspace():
+                    continue
+                item = parse(text)
             except (ValueError, RecursionError) as error:  # also what is not UTF-8
                 collector.problem(where, f"is not JSON: {error}")
                 continue
@@ -71,76 +82,23 @@ def read_json_lines(collector: Collector, file: Path) -> str:
     return "JSON lines"
 
 
-def _items(file: Path, prefix: str) -> Iterator[Any]:
-    """The values at a place of the document, one after another. Raises DataError for what is not JSON."""
-    try:
-        with file.open("rb") as stream:
-            yield from ijson.items(_Watched(stream), prefix, buf_size=READ_AT_ONCE)
-    except (ijson.JSONError, ValueError) as error:  # ValueError: what is not UTF-8
-        raise _not_json(file, error) from None
+def _has(item: Any, key: str) -> bool:
+    return isinstance(item, dict) and key in item
 
 
-def _events(file: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with file.open("rb") as stream:
-            yield from ijson.basic_parse(_Watched(stream), buf_size=READ_AT_ONCE)
-    except (ijson.JSONError, ValueError) as error:
-        raise _not_json(file, error) from None
-
-
-class _Watched:
-    """A file that is no danger to a parser: without a byte order mark, and nowhere nested so deeply that it fills the
-    memory."""
-
-    def __init__(self, stream: BinaryIO):
-        self._stream = stream
-        self._depth = 0
-        self._in_text = False
-        self._escape = b""  # a backslash at the end of what was read
-        if stream.read(3) != b"\xef\xbb\xbf":
-            stream.seek(0)
-
-    def read(self, size: int) -> bytes:
-        """The next bytes. Raises ValueError for what is nested too deeply."""
-        data = self._stream.read(size)
-        plain = (self._escape + data).replace(b"\\\\", b"").replace(b'\\"', b"")
-        self._escape = b"\\" if plain.endswith(b"\\") else b""
-        marks = plain.translate(None, NO_MARKS).replace(b'""', b"")  # most texts hold no bracket
-        pieces = marks.split(b'"')  # by turns outside a text and in one
-        outside = b"".join(pieces[self._in_text :: 2])
-        self._in_text ^= len(pieces) % 2 == 0
-        self._depth += outside.count(b"[") + outside.count(b"{") - outside.count(b"]") - outside.count(b"}")
-        if self._depth > MAX_DEPTH:
-            raise ValueError(f"it is nested more than {MAX_DEPTH:,} levels deep")
-        return data
-
-
-def _not_json(file: Path, error: Exception) -> DataError:
-    shown = error.args[0] if error.args else ""  # bytes where the place that it shows is not UTF-8
-    reason = shown.decode("utf-8", "backslashreplace") if isinstance(shown, bytes) else str(error)
-    reason = " ".join(reason.split())
-    return DataError(f"{file}: is not JSON: {reason}", "If it was copied or downloaded, it may be cut short.")
-
-
-def _keys(file: Path) -> list[str]:
-    """The first keys of the document, where it is an object."""
-    keys: list[str] = []
-    depth = 0
-    for event, value in _events(file):
-        depth += event.startswith("start") - event.startswith("end")
-        if event == "map_key" and depth == 1 and len(keys) < SHOWN_KEYS:
-            keys.append(value)
-    return keys
-
-
-def _has(item: Any, *keys: str) -> bool:
-    """Whether it is an object with any of the keys."""
-    return isinstance(item, dict) and any(key in item for key in keys)
+def _items(file: Path, key: str) -> Iterator[tuple[int, Any]]:
+    """The items of the list under a key, numbered."""
+    number = 0
+    for name, block in read_lists(file):
+        if name == key:
+            for item in block or ():
+                yield number, item
+                number += 1
 
 
 def _read_karpathy(collector: Collector, file: Path) -> None:
     """{"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}."""
-    for number, item in enumerate(_items(file, "images.item")):
+    for number, item in _items(file, "images"):
         where = f"{collector.name}: image {number}"
         name = item.get("filename") if isinstance(item, dict) else None
         if not isinstance(name, str) or not name:
@@ -170,8 +128,28 @@ def _raw(sentence: Any) -> Any:
 def _read_coco(collector: Collector, file: Path) -> None:
     """{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}: names are the file's, never made
     from the id."""
-    pictures: dict[Any, int] = {}
-    for number, item in enumerate(_items(file, "images.item")):
+    pictures: dict[Any, int] = {}  # by id
+    images = annotations = 0
+    annotations_first = False
+    for key, block in read_lists(file):
+        if key == "images" and block:
+            _read_coco_images(collector, images, block, pictures)
+            images += len(block)
+        elif key == "annotations" and block:
+            annotations_first = annotations_first or not images
+            if not annotations_first:
+                _read_annotations(collector, annotations, block, pictures)
+                annotations += len(block)
+    if annotations_first:
+        for key, block in read_lists(file):
+            if key == "annotations" and block:
+                _read_annotations(collector, annotations, block, pictures)
+                annotations += len(block)
+
+
+def _read_coco_images(collector: Collector, start: int, items: list[Any], pictures: dict[Any, int]) -> None:
+    """Notes the pictures from number `start` on, and their ids."""
+    for number, item in enumerate(items, start):
         where = f"{collector.name}: image {number}"
         name = item.get("file_name") if isinstance(item, dict) else None
         if not isinstance(name, str) or not name:
@@ -182,28 +160,38 @@ def _read_coco(collector: Collector, file: Path) -> None:
             collector.problem(f"{where} ({name})", "has no id")
             continue
         picture = collector.picture(f"{where} ({name})", name)
-        if picture is None:
-            continue
-        if pictures.setdefault(identity, picture) != picture:
+        if picture is not None and pictures.setdefault(identity, picture) != picture:
             collector.problem(f"{where} ({name})", f"has the id {identity} of another picture before it")
-    for number, item in enumerate(_items(file, "annotations.item")):
-        try:
-            fault = collector.caption(pictures[item["image_id"]], item["caption"])
-        except (KeyError, TypeError):
-            fault = _fault_of_annotation(item)
-        if fault:
-            collector.problem(f"{collector.name}: annotation {number}", fault)
 
 
-def _fault_of_annotation(item: Any) -> str:
+def _read_annotations(collector: Collector, start: int, items: list[Any], pictures: dict[Any, int]) -> None:
+    """Captions from annotation `start` on, many at once: there are millions of them."""
+    places: Sequence[int] = range(len(items))
+    try:
+        numbers, captions = [pictures[item["image_id"]] for item in items], [item["caption"] for item in items]
+    except (KeyError, TypeError):  # some are bad
+        faults = [_fault_of_annotation(item, pictures) for item in items]
+        for place, fault in enumerate(faults):
+            if fault:
+                collector.problem(f"{collector.name}: annotation {start + place}", fault)
+        places = [place for place, fault in enumerate(faults) if not fault]
+        numbers = [pictures[items[place]["image_id"]] for place in places]
+        captions = [items[place]["caption"] for place in places]
+    for place, fault in collector.captions(numbers, captions):
+        collector.problem(f"{collector.name}: annotation {start + places[place]}", fault)
+
+
+def _fault_of_annotation(item: Any, pictures: dict[Any, int]) -> str:
     if not isinstance(item, dict) or not isinstance(item.get("image_id"), (int, str)):
         return "has no image_id"
-    return f"is of image {item['image_id']}, which is not there" if "caption" in item else "has no caption"
+    if item["image_id"] not in pictures:
+        return f"is of image {item['image_id']}, which is not there"
+    return "" if "caption" in item else "has no caption"
 
 
-def _read_items(collector: Collector, items: Iterator[Any], noun: str) -> None:
-    for number, item in enumerate(items):
-        _read_item(collector, f"{collector.name}: {noun} {number}", item)
+def _read_items(collector: Collector, file: Path) -> None:
+    for number, item in _items(file, ""):
+        _read_item(collector, f"{collector.name}: item {number}", item)
 
 
 class _Keys(NamedTuple):
@@ -238,6 +226,9 @@ def _read_item(collector: Collector, where: str, item: Any) -> None:
         return
     if len(keys.captions) == 1:
         captions = item[keys.captions[0]]
+        if isinstance(captions, str):  # nearly always
+            collector.add_caption(where, picture, captions, image)
+            return
         captions = captions if isinstance(captions, list) else [captions]
     else:  # caption_0, caption_1, ...: of some pictures there are fewer
         captions = [item[key] for key in keys.captions if item[key] not in ("", None)]

@@ -28,7 +28,8 @@ PLAIN_NAME = re.compile(rf"[^\t|,;]+{_ENDING}", re.IGNORECASE)  # with nothing i
 ROW_START = {mark: re.compile(rf"\"?[^{mark}\"]+{_ENDING}\"?{mark}", re.IGNORECASE) for mark in ",;"}
 TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
 DELIMITERS = {"\t": "TSV", "|": "table with |", ",": "CSV", ";": "CSV with ;"}
-QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s+(?=['"]))?""", re.DOTALL)
+PYTHON_TEXT = r"""(?:u?'(?:[^'\\]|\\.)*'|u?"(?:[^"\\]|\\.)*"|None|nan)"""
+PYTHON_LIST = re.compile(rf"\[\s*(?:{PYTHON_TEXT}[\s,]*)+\]", re.DOTALL)  # numpy prints lists without commas
 
 
 def is_token_line(line: str) -> bool:
@@ -116,9 +117,7 @@ def _take(collector: Collector, rows: Iterator[_Row], columns: _Columns, delimit
         if picture is None:
             continue
         if caption_at is not None and cells[caption_at][:1] != "[":  # nearly always
-            fault = collector.caption(picture, cells[caption_at])
-            if fault:
-                collector.problem(f"{where} ({cells[image].strip()})", fault)
+            collector.add_caption(where, picture, cells[caption_at], cells[image])
             continue
         try:
             listed = [_listed(cells[column]) for column in columns.captions]
@@ -186,7 +185,7 @@ def _listed(cell: str) -> list[Any]:
     for parse in (json.loads, _python_list):
         try:
             listed = parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, RecursionError):
             continue
         if isinstance(listed, list) and (not listed or any(isinstance(item, str) for item in listed)):
             return listed
@@ -195,9 +194,13 @@ def _listed(cell: str) -> list[Any]:
     return [cell]
 
 
-def _python_list(text: str) -> Any:
-    """A list as Python prints it, or as numpy does: without commas, so that Python would take its texts for one."""
-    return ast.literal_eval(QUOTED.sub(lambda quoted: quoted[1] + ("," if quoted[2] else ""), text))
+def _python_list(text: str) -> list[Any]:
+    """The texts of a list as Python or numpy prints it. Each is evaluated by itself, for a whole made to do harm can
+    end the process. Raises ValueError or SyntaxError for what is none."""
+    if not PYTHON_LIST.fullmatch(text):
+        raise ValueError("no list of texts")
+    items = re.findall(PYTHON_TEXT, text, re.DOTALL)
+    return [None if item in ("None", "nan") else ast.literal_eval(item) for item in items]
 
 
 _Row = tuple[int, list[str], str]  # the number of its first line, its cells, its text
@@ -248,7 +251,7 @@ def _one_line(line: str, delimiter: str) -> list[str] | None:
     """The cells of a row that ends with its line; None where a quoted cell goes on, or the line is no CSV."""
     if '"' not in line:
         return [cell.lstrip() for cell in line.split(delimiter)]
-    reader = csv.reader([line, ""], skipinitialspace=True, delimiter=delimiter)
+    reader = csv.reader([_without_zeros(line), ""], skipinitialspace=True, delimiter=delimiter)
     try:
         cells = next(reader)
     except csv.Error:
@@ -264,11 +267,17 @@ def _several_lines(lines: list[str], delimiter: str) -> tuple[list[str], int]:
     Raises csv.Error.
     """
     whole = [lines[0], *takewhile(lambda line: not ROW_START[delimiter].match(line), lines[1:])]
-    reader = csv.reader([line + "\n" for line in whole], skipinitialspace=True, strict=True, delimiter=delimiter)
+    ended = [_without_zeros(line) + "\n" for line in whole]
+    reader = csv.reader(ended, skipinitialspace=True, strict=True, delimiter=delimiter)
     try:
         return next(reader), reader.line_num
     except csv.Error:
         raise csv.Error("a quote is never closed") from None
+
+
+def _without_zeros(line: str) -> str:
+    """The line as Python 3.10's csv takes it too."""
+    return line.replace("\0", " ")
 
 
 def _rest(cells: list[str], text: str, delimiter: str, at: int) -> str:
