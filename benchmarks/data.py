@@ -180,12 +180,14 @@ def _repeated(annotations: dict) -> dict:
 
 
 _MEASURE = """
-import resource, sys, time
+import sys, time
 {imports}
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+def megabytes(line):
+    return int(next(x for x in open("/proc/self/status") if x.startswith(line)).split()[1]) / 1024
+before = megabytes("VmRSS")
 start = time.perf_counter()
 result = {expression}
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
+print(time.perf_counter() - start, megabytes("VmHWM") - before)
 """
 _JSON = _MEASURE.format(imports="import json", expression="json.load(open(sys.argv[1]))")
 _READ = _MEASURE.format(

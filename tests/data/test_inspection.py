@@ -340,7 +340,7 @@ def test_the_table_says_what_captions_are_like(tmp_path):
     text = printed(inspect_source(made(records), tokens=TokenCounter(words_tokenizer(), "some/words", 4)))
     assert "under 3: [b]image[/b]" in text
     assert "some/words" in text and "3 of 6 (50 %) at 4 tokens" in text
-    assert "Latin 50 %, Han 50 %" in text and "In Han letters: 3, such as: 犬" in text
+    assert "Latin 50 %, Han 50 %" in text and "In Han letters: 3 captions, such as: 犬" in text
 
 
 def test_a_sound_source_is_said_to_be(tmp_path):

@@ -1,16 +1,21 @@
 """Every format and every fault in it: what is good comes out in order, what is bad is named with its line."""
 
 import csv
+import io
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 from PIL import Image
 
 from cliplet.data.readers import read_source
 from cliplet.data.readers.collector import MAX_WORDS, clean_caption
-from cliplet.data.records import ImageText
+from cliplet.data.records import ImageText, Records
 from cliplet.errors import DataError
 
 FLICKR8K = Path(os.environ.get("CLIPLET_FLICKR8K", Path(__file__).resolve().parents[3] / "shared" / "flickr8k"))
@@ -540,6 +545,229 @@ def test_some_missing_pictures_are_for_the_loader_to_find(read):
 
 def test_a_name_no_file_system_takes(read):
     assert "a.jpg" in read(f"{'x' * 3000}.jpg,A long name\na.jpg,A dog\n").captions
+
+
+# One data set in every format
+
+
+def one_data_set(random):
+    """Captions by picture, in the order of pictures, and rows of picture and caption with the pictures mixed."""
+    texts = [
+        "A dog , running",
+        "犬が走る",
+        "it's 5\" wide",
+        "a; b",
+        "a | b",
+        "#0 = 1",
+        "👩‍👩‍👧 café",
+        "[sic] a dog",
+        "x" * 300,
+    ]
+    rows = [(name, f"{random.choice(texts)} {number}") for number, name in enumerate(random.choices(NAMES, k=30))]
+    captions: dict[str, list[str]] = {}
+    for name, text in rows:
+        captions.setdefault(name, []).append(text)
+    return captions, rows
+
+
+def quoted(rows, delimiter):
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(rows)
+    return stream.getvalue()
+
+
+def lines(rows):
+    return "".join(row + "\n" for row in rows)
+
+
+def coco(captions, rows):
+    ids = {name: number * 7 for number, name in enumerate(captions)}
+    images = [{"id": identity, "file_name": name, "height": 1} for name, identity in ids.items()]
+    annotations = [{"id": n, "image_id": ids[name], "caption": text} for n, (name, text) in enumerate(rows)]
+    return json.dumps({"info": {}, "images": images, "annotations": annotations}, ensure_ascii=False)
+
+
+def numbered(captions):
+    most = max(map(len, captions.values()))
+    header = ["image", *(f"caption_{n}" for n in range(most))]
+    return [header, *([name, *texts, *[""] * (most - len(texts))] for name, texts in captions.items())]
+
+
+FORMATS = {
+    "Karpathy": lambda captions, rows: karpathy(*(entry(name, *texts, split="") for name, texts in captions.items())),
+    "COCO": coco,
+    "JSON list": lambda captions, rows: json.dumps([{"image": name, "caption": text} for name, text in rows], indent=1),
+    "JSON list of lists": lambda captions, rows: json.dumps([{"path": n, "captions": t} for n, t in captions.items()]),
+    "JSON lines": lambda captions, rows: lines(json.dumps({"file_name": name, "text": text}) for name, text in rows),
+    "tokens": lambda captions, rows: lines(f"{name}#{n}\t{text}" for n, (name, text) in enumerate(rows)),
+    "results.csv": lambda captions, rows: lines(
+        ["image_name| comment_number| comment", *(f"{n}| 0| {t}" for n, t in rows)]
+    ),
+    "TSV": lambda captions, rows: lines(map("\t".join, rows)),
+    "TSV with header": lambda captions, rows: lines(map("\t".join, [("filename", "caption"), *rows])),
+    "TSV, caption first": lambda captions, rows: lines(f"{text}\t{name}" for name, text in rows),
+    "Kaggle": lambda captions, rows: quoted([("image", "caption"), *rows], ","),
+    "CSV": lambda captions, rows: quoted(rows, ","),
+    "CSV with ;": lambda captions, rows: quoted(rows, ";"),
+    "CSV of JSON lists": lambda captions, rows: quoted(
+        [("raw", "image"), *((json.dumps(t), n) for n, t in captions.items())], ","
+    ),
+    "CSV of Python lists": lambda captions, rows: quoted(
+        [("raw", "image"), *((str(t), n) for n, t in captions.items())], ","
+    ),
+    "CSV, numbered": lambda captions, rows: quoted(numbered(captions), ","),
+    "TSV, numbered": lambda captions, rows: lines(map("\t".join, numbered(captions))),
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_data_set_in_every_format_gives_the_same_records(folder, seed):
+    captions, rows = one_data_set(Random(seed))
+    expected = [ImageText(str(folder / name), tuple(texts)) for name, texts in captions.items()]
+    for form, write in FORMATS.items():
+        (folder / "x.dat").write_text(write(captions, rows), encoding="utf-8", newline="")
+        source = read_source(folder / "x.dat")
+        assert (source.problems, list(source.records)) == ([], expected), form
+        assert source.records == Records.of(expected)
+    (folder / "x.dat").unlink()
+    for name, texts in captions.items():
+        (folder / name).with_suffix(".txt").write_text(lines(texts), encoding="utf-8")
+    source = read_source(folder)
+    assert source.form == "folder of pictures and .txt"
+    in_order = sorted(expected, key=lambda record: record.image)
+    assert list(source.records) == in_order
+
+
+# Faults among good rows, for each format of lines
+
+
+LONG = "word " * (MAX_WORDS + 1)
+TABLE_FAULTS = [
+    "a.jpg{0}",
+    "{0}whose?",
+    "a.jpg",
+    "a.jpg{0} \0\x01",
+    "a\0.jpg{0}x",
+    f"a.jpg{{0}}{LONG}",
+    b"a.jpg{0}\xff\xfe",
+]
+LINE_FORMATS = {
+    "tokens": (
+        "{}#0\t{}",
+        None,
+        ["no tab", "a.jpg\tx", "a.jpg#0\t", "a.jpg#zero\tx", b"a.jpg#0\t\xff", f"a.jpg#0\t{LONG}"],
+    ),
+    "TSV": ("{}\t{}", "\t", TABLE_FAULTS),
+    "caption first": ("{1}\t{0}", "\t", ["x{0}", "no picture", "{0}a.jpg", b"\xff{0}a.jpg", f"{LONG}{{0}}a.jpg"]),
+    "CSV": ("{},{}", ",", [*TABLE_FAULTS, 'a.jpg,"never closed', '"a.jpg,x']),
+    "CSV quoted": ('"{}","{}"', ",", [*TABLE_FAULTS, '"a.jpg","never closed', '"a.jpg","']),
+    "CSV with ;": ("{};{}", ";", [*TABLE_FAULTS, 'a.jpg;"never closed']),
+    "results.csv": ("{}| 0| {}", None, ["a.jpg| 4   A dog", "a.jpg", "| 0| x", "a.jpg| 0|", b"a.jpg| 0| \xff"]),
+    "JSON lines": (
+        '{{"image": "{}", "caption": "{}"}}',
+        None,
+        [
+            '{"image": "a.jpg", "capt',
+            "x",
+            "[]",
+            "null",
+            '{"image": "a.jpg"}',
+            '{"image": 3, "caption": "x"}',
+            '{"caption": "x"}',
+            '{"image": "a.jpg", "caption": null}',
+            '{"image": "", "caption": "x"}',
+            b'{"image": "\xff"}',
+            "[" * 5000,
+        ],
+    ),
+}
+HEADERS = {
+    "TSV": "image\tcaption",
+    "CSV": "image,caption",
+    "CSV quoted": '"image","caption"',
+    "CSV with ;": "image;caption",
+}
+HEADERS |= {"results.csv": "image_name| comment_number| comment"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("form", LINE_FORMATS)
+def test_faults_anywhere_cost_themselves_alone_and_are_told_by_their_lines(folder, form, seed):
+    """Rows without fault give the same records as without the others, and every problem is of a faulty line."""
+    random = Random(f"{form} {seed}")
+    row, delimiter, faults = LINE_FORMATS[form]
+    good = [row.format(random.choice(NAMES), f"picture number {number}").encode() for number in range(60)]
+    header = [HEADERS[form].encode()] if form in HEADERS and random.random() < 0.5 else []
+    end = random.choice([b"\n", b"\r\n"])
+    file = folder / "x.dat"
+    file.write_bytes(end.join([*header, *good]))
+    expected = read_source(file)
+    assert expected.problems == [] and expected.records.caption_counts().sum() == 60
+
+    mixed = list(good)
+    for _ in range(random.randint(1, 15)):
+        fault = random.choice([*faults, ""])
+        data = fault if isinstance(fault, bytes) else fault.encode()
+        mixed.insert(random.randint(0, len(mixed)), b"bad:" + data.replace(b"{0}", (delimiter or "").encode()))
+    bad_lines = {n for n, line in enumerate(mixed, 1 + len(header)) if line.startswith(b"bad:") and line != b"bad:"}
+    file.write_bytes(end.join([*header, *(line.removeprefix(b"bad:") for line in mixed)]))
+    source = read_source(file)
+    assert {r.image: r.captions for r in source.records} == {r.image: r.captions for r in expected.records}
+    told = [re.fullmatch(r"x\.dat:(\d+)( \(.*\))?", problem.where) for problem in source.problems]
+    assert all(told), source.problems
+    assert sorted(int(place[1]) for place in told if place) == sorted(bad_lines)
+
+
+# Memory
+
+
+MEASURE = """
+import json, sys
+from cliplet.data.readers import read_source
+def most():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+read_source(sys.argv[2])  # what is imported late
+before = most()
+if sys.argv[1] == "read":
+    records = read_source(sys.argv[3]).records
+elif sys.argv[1] == "json":
+    records = json.load(open(sys.argv[3]))["annotations"]
+else:
+    records = open(sys.argv[3]).read().split("\\n")[:-1]
+    records = [line.split("\\t") for line in records]
+print(len(records), most() - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["TSV", "COCO"])
+def test_a_large_file_takes_a_fraction_of_what_it_would_whole(folder, form):
+    """200,000 rows, and 50,000 pictures of two captions with all that COCO says of each."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("this system does not tell the most memory that a process took")
+    small, large = folder / "small.tsv", folder / "large"
+    if form == "TSV":
+        large.write_text(
+            lines(["a.jpg\tx", *(f"{n:09d}.jpg\tA dog runs over the wide green field {n}" for n in range(199_999))])
+        )
+        small.write_text("a.jpg\tx\n")
+    else:
+        said = {"license": 3, "coco_url": "http://images.cocodataset.org/" + "x" * 30, "height": 427, "width": 640}
+        said |= {"flickr_url": "http://farm7.staticflickr.com/" + "x" * 30, "date_captured": "2013-11-14 17:02:52"}
+        names = ["a.jpg", *(f"COCO_train2014_{number:012d}.jpg" for number in range(49_999))]
+        images = [{"id": number, "file_name": name, **said} for number, name in enumerate(names)]
+        captions = [f"A dog runs over the wide green field {number}" for number in range(100_000)]
+        annotations = [{"image_id": n % 50_000, "id": n, "caption": caption} for n, caption in enumerate(captions)]
+        large.write_text(json.dumps({"images": images, "annotations": annotations}))
+        small.write_text(json.dumps({"images": images[:1], "annotations": annotations[:1]}))
+
+    def measured(how):
+        command = [sys.executable, "-c", MEASURE, how, small, large]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return map(int, done.stdout.split())
+
+    (count, taken), (_, whole) = measured("read"), measured("json" if form == "COCO" else "list")
+    assert count == (200_000 if form == "TSV" else 50_000)
+    assert taken < whole * (0.3 if form == "COCO" else 0.7), f"{taken:,} kB, and {whole:,} kB for all at once"
 
 
 # Flickr8k as its sources give it

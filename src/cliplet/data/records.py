@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
@@ -192,13 +192,14 @@ class RecordsBuilder:
         self._splits: array[int] = array("i")
         self._split_codes: dict[str, int] = {}
         self._owners: array[int] = array("q")  # the picture of each caption
-        self._numbers: dict[tuple[str, str], int] = {}
+        self._numbers: defaultdict[str, dict[str, int]] = defaultdict(dict)  # by split and name
 
     def picture(self, image: str, split: str = "") -> int:
         """The number of a picture in a split, which is new or known."""
-        number = self._numbers.get((image, split))
+        numbers = self._numbers[split]
+        number = numbers.get(image)
         if number is None:
-            number = self._numbers[image, split] = self.new_picture(image, split)
+            number = numbers[image] = self.new_picture(image, split)
         return number
 
     def new_picture(self, image: str, split: str = "") -> int:

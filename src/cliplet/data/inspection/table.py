@@ -173,7 +173,7 @@ def _caption_findings(inspection: Inspection) -> Iterator[Text]:
         for one in texts.most_repeated[:EXAMPLES]:
             yield Text(f"  under {one.pictures:,}: {one.caption}")
     for script, count in texts.other_scripts.items():
-        yield Text(f"Captions, {in_script(script)}: {count:,}, such as: {texts.examples[script][0]}", style="bold")
+        yield Text(f"{in_script(script)}: {count:,} captions, such as: {texts.examples[script][0]}", style="bold")
 
 
 def in_script(script: str) -> str:

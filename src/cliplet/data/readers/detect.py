@@ -15,6 +15,7 @@ from cliplet.errors import DataError
 JSON_FILES = ("dataset*.json", "captions_*.json", "*.json", "*.jsonl")
 ANNOTATIONS = (*JSON_FILES, "*.token.txt", "*.token", "captions.txt", "*.tsv", "*.csv")
 COCO_ANNOTATIONS = ("annotations/captions_*.json",)
+JSON_START = re.compile(r"[\[{]\s*([\[\]{}\"\d-]|true|false|null|\Z)")  # a caption may begin with [sic]
 HEAD = 2**16  # bytes by which a file's form is known
 LINES_LOOKED_AT = 50
 STRANGE = 10  # one character in this many in a file that is no text
@@ -106,7 +107,7 @@ def _reader(file: Path) -> Callable[[Collector, Path], str]:
 
     if file.suffix.lower() in (".jsonl", ".ndjson") or ("\n" in text and most(json_files.is_json_lines)):
         return json_files.read_json_lines
-    if text[0] in "{[" or file.suffix.lower() == ".json":
+    if JSON_START.match(text) or file.suffix.lower() == ".json":
         return json_files.read_json
     strange = text.count("\0") + text.count("\N{REPLACEMENT CHARACTER}")
     if "\0" in text and strange * STRANGE > len(text):

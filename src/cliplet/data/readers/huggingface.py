@@ -114,7 +114,7 @@ def _form(path: Path) -> str | None:
     if any(OTHER_FORM.fullmatch(name) for name in names):
         return None
     looked_into = sorted(folders)[:FOLDERS_LOOKED_INTO]
-    if not names.isdisjoint(METADATA) or any((path / f / name).is_file() for f in looked_into for name in METADATA):
+    if not names.isdisjoint(METADATA) or any(is_file(path / f / name) for f in looked_into for name in METADATA):
         return IMAGE_FOLDER
     # img2dataset puts a table without pictures beside each folder of them: 00000.parquet, 00000/
     tables = any(name.lower().endswith(".parquet") and name[: -len(".parquet")] not in folders for name in names)
@@ -211,7 +211,7 @@ def _read_image_folder(folder: Path, samples: int | None) -> ImageTextSource:
 def _metadata_files(folder: Path) -> Iterator[Path]:
     below = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     for parent in [folder, *below]:
-        yield from (parent / name for name in METADATA if (parent / name).is_file())
+        yield from (parent / name for name in METADATA if is_file(parent / name))
 
 
 def _read_metadata(collector: Collector, file: Path) -> None:
