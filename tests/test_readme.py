@@ -31,7 +31,7 @@ def test_the_readme_begins_with_demo_and_test():
 def test_the_commands_do_what_the_readme_says():
     demo, tests = (make("--dry-run", *command.split()[1:]) for command in readme_commands())
     assert "cliplet demo" in demo
-    assert re.search(r"python -m pytest\s*$", tests, re.MULTILINE)
+    assert re.search(r"python -m pytest -n auto --maxprocesses 8 --dist worksteal\s*$", tests, re.MULTILINE)
 
 
 def test_ci_runs_the_linters_and_the_readmes_test_command():
