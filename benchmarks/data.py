@@ -2,6 +2,7 @@
 
     python benchmarks/data.py load FOLDER     photographs as they are, enlarged to 2000 pixels, and packed
     python benchmarks/data.py read COCO_JSON  an annotation file, the same 50 times as large, and a million rows of TSV
+    python benchmarks/data.py pixels FOLDER   how far the evaluation transform's pixels are from torchvision's
 
 FOLDER holds JPEG photographs of about 500 pixels. Loading is timed with one worker and one thread of PyTorch, in rounds
 that take turns, against torchvision's ImageFolder with the transforms that its documentation trains with, and against
@@ -143,6 +144,37 @@ def _rate(loader: Callable[[int], Iterator[int]], round_: int, repeats: int) -> 
     return sum(batches) / (time.perf_counter() - start)
 
 
+def pixels(folder: Path) -> None:
+    """Differences from torchvision's Resize and CenterCrop of the whole picture, bicubic with antialiasing."""
+    import numpy as np
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    from cliplet.config import PreprocessConfig
+    from cliplet.runtime.preprocess import preprocess_image
+
+    plain = sorted(folder.glob("*.jpg"))
+    with tempfile.TemporaryDirectory() as scratch:
+        large = _enlarged(plain[:BATCH], Path(scratch) / "large")
+        for name, files in (("500 pixels", plain), (f"{LARGE} pixels", large)):
+            for size in (224, 64, 32):
+                reference = v2.Compose(
+                    [v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(size)]
+                )
+                differences = [
+                    np.abs(
+                        preprocess_image(file, PreprocessConfig(image_size=size)).astype(int)
+                        - np.asarray(reference(Image.open(file).convert("RGB"))).astype(int)
+                    )
+                    for file in files
+                ]
+                means = [float(difference.mean()) for difference in differences]
+                print(
+                    f"{name} to {size}: mean {statistics.mean(means):.3f} of 255 (of a picture at most "
+                    f"{max(means):.2f}), largest {max(int(d.max()) for d in differences)}"
+                )
+
+
 def read(file: Path) -> None:
     """Seconds and memory for annotations, each read in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -215,10 +247,10 @@ def _show(name: str, theirs: list[tuple[float, float]], ours: list[tuple[float, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("load", "read"))
+    parser.add_argument("what", choices=("load", "read", "pixels"))
     parser.add_argument("path", type=Path)
     options = parser.parse_args()
-    load(options.path) if options.what == "load" else read(options.path)
+    {"load": load, "read": read, "pixels": pixels}[options.what](options.path)
 
 
 if __name__ == "__main__":

@@ -214,10 +214,19 @@ def test_evaluate_with_no_picture_left(fails, saved_model, data_set):
     assert "none of 3 pictures could be read" in fails("evaluate", saved_model, data_set)
 
 
-def test_a_disk_that_refuses_is_no_traceback(fails, saved_model, data_set, tmp_path):
+def test_a_quarantine_that_cannot_be_written_costs_no_figures(saved_model, data_set, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (data_set / "images" / "10.png").write_bytes(b"no picture")
-    assert "file" in fails("evaluate", saved_model, data_set, "--quarantine", tmp_path / "file" / "q.jsonl")
+    words = ["evaluate", saved_model, data_set, "--quarantine", tmp_path / "file" / "q.jsonl"]
+    assert main([str(word) for word in words]) == 0
+    printed = capsys.readouterr()
+    assert "2 pictures" in printed.out and "1 bad record" in printed.out
+    assert printed.err.count("cannot be written") == 1
+
+
+def test_inspect_says_at_once_where_it_cannot_write(fails, data_set, tmp_path):
+    for flag in ("--page", "--sheet", "--fix"):
+        assert "cannot be written there" in fails("inspect", data_set, flag, tmp_path / "nowhere" / "x.html")
 
 
 def test_inspect_model(saved_model, capsys):

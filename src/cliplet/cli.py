@@ -353,7 +353,10 @@ def _inspect_data(options: Any) -> None:
     tokens = _token_counter(options.model, options.context_length)
     source = read_source(options.path, options.images, options.samples)
     source = dataclasses.replace(source, records=source.select(options.split))
-    if options.page:  # before hours of reading, not after them
+    for file in (options.page, options.sheet, options.fix):  # before hours of reading, not after them
+        if file and not os.access(file.parent, os.W_OK):
+            raise ConfigError(f"{file}: cannot be written there", "Name another place: --page, --sheet, --fix.")
+    if options.page:
         inspection.refuse_foreign(options.page)
     if options.fix:
         inspection.refuse_occupied(options.fix, source.path, options.overwrite)

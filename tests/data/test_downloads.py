@@ -99,7 +99,14 @@ def test_a_file_is_loaded_once(server):
     assert file.read_bytes() == DATA and file.name.endswith("-00000.tar")
     assert told[-1] == (len(DATA), len(DATA)) and len(told) > 3
     assert fetch(server.url) == file and server.asked == ["GET all", "HEAD"]
-    assert names() == ["00000.tar", "00000.tar.json", "00000.tar.lock"]
+    assert names() == ["00000.tar", "00000.tar.json"]
+
+
+def test_an_address_that_fails_leaves_nothing_in_the_cache(server):
+    server.answers = [404]
+    with pytest.raises(DataError, match="404"):
+        fetch(server.url)
+    assert names() == []
 
 
 def test_two_addresses_with_one_name_are_two_files(server):
@@ -227,6 +234,14 @@ def test_an_address_for_a_package_that_is_not_there(server, monkeypatch):
     with pytest.raises(DataError, match="is read by the package fsspec") as caught:
         fetch("s3://bucket/a.tar")
     assert "pip install fsspec" in caught.value.hint
+
+
+def test_an_address_for_which_fsspec_lacks_a_package(server, monkeypatch):
+    pytest.importorskip("fsspec")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(DataError, match=r"s3://bucket/a\.tar: cannot be read by fsspec: Install s3fs") as caught:
+        fetch("s3://bucket/a.tar")
+    assert "fsspec, which is not installed" not in caught.value.message and "pip install s3fs" in caught.value.hint
 
 
 def test_a_password_in_an_address_is_not_shown(server):

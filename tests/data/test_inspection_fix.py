@@ -85,9 +85,14 @@ def test_copies_within_a_split_are_merged_into_the_largest_with_all_captions(add
         add("large.png", photo(0), "train", "Two.", "three"),
         add("other.png", photo(1), "train", "other", "other"),
         add("same.png", "large.png", "train", "four"),
+        add("test.png", photo(2), "test", "else"),
     ]
     done, read = cleaned(records, tmp_path)
-    assert read == {"large.png": ("train", ("one", "two", "three", "four")), "other.png": ("train", ("other",))}
+    assert read == {
+        "large.png": ("train", ("one", "two", "three", "four")),
+        "other.png": ("train", ("other",)),
+        "test.png": ("test", ("else",)),
+    }
     assert (done.merged, done.repeated) == (2, 2)
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -338,6 +339,48 @@ def test_a_pack_can_be_packed_again_smaller(photos, tmp_path):
     assert load_image(source.records[0].image).size == (20, 16)
     check_colours(source.records)
     assert [r.captions for r in source.records] == [r.captions for r in read_source(tmp_path / "large").records]
+
+
+def test_a_pack_of_a_pack_or_of_places_in_one_names_the_first_originals(photos, tmp_path):
+    pack(str(photos), tmp_path / "large", Settings(size=0))
+    pack(str(tmp_path / "large"), tmp_path / "small", SMALL)
+    records = read_source(tmp_path / "large").records
+    lines = [f"{record.image}\t{record.captions[0]}\t{record.split}" for record in records]
+    (tmp_path / "list.tsv").write_text("\n".join(["image\tcaption\tsplit", *lines]))
+    pack(str(tmp_path / "list.tsv"), tmp_path / "listed", SMALL)
+    before = originals(tmp_path / "large")
+    assert before == originals(tmp_path / "small") == originals(tmp_path / "listed")
+    assert [one["name"] for one in before[:4]] == ["0.png", "1.png", "2.png", "4.png"]
+
+
+def originals(folder):
+    indexes = sorted(folder.glob("*-*.jsonl"))
+    return [json.loads(line)["original"] for file in indexes for line in file.read_text().splitlines()]
+
+
+def test_tars_named_like_a_pack_s_have_their_own_originals(tmp_path):
+    data = encoded(Image.new("RGB", (60, 48), colour(1)))
+    for original in ({"name": "x"}, ["x"], "[" * 10_000):
+        about = original if isinstance(original, str) else json.dumps({"caption": "picture 1", "original": original})
+        with tarfile.open(tmp_path / "a-000000.tar", "w") as tar:
+            for name, content in (("k.jpg", data), ("k.json", about.encode()), ("k.txt", b"picture 1")):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+        (record,) = read_source(tmp_path / "a-000000.tar").records
+        expected = Original("k.jpg", hashlib.sha256(data).hexdigest(), 60, 48)
+        assert pack_picture(SMALL, ("train", record)).original == expected
+
+
+def test_a_picture_of_an_arrow_row_keeps_its_name(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    data = encoded(Image.new("RGB", (60, 48), colour(1)))
+    table = pa.table({"image": [{"bytes": data, "path": "photos/name.jpg"}]})
+    with pa.ipc.new_stream(str(tmp_path / "x.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    record = ImageText(f"{tmp_path}/x.arrow?row=0&column=image", ("a",))
+    expected = Original("name.jpg", hashlib.sha256(data).hexdigest(), 60, 48)
+    assert pack_picture(SMALL, ("train", record)).original == expected
 
 
 def test_progress_is_told_for_each_picture(photos, tmp_path):

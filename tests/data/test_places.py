@@ -166,7 +166,32 @@ def test_many_reads_leave_no_file_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("place", ["x.tar?offset=0&size=10&name=y.jpg", "x.arrow?row=0&column=y.jpg"])
+def test_a_file_whose_name_looks_like_a_place(tmp_path, place):
+    (tmp_path / place).write_bytes(b"literal")
+    assert read_bytes(tmp_path / place, LIMIT) == b"literal" and exists(str(tmp_path / place))
+    (tmp_path / "x.tar").write_bytes(b"the shard's own")
+    if "tar" in place:
+        assert read_bytes(tmp_path / place, LIMIT) == b"the shard'"
+
+
 # Rows of Arrow files
+
+
+def test_a_row_has_the_name_that_its_path_says(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    paths = ["a.jpg", "some/b.jpg", None, "", "folder/", "é.jpg"]
+    cells = [*({"bytes": b"x", "path": path} for path in paths), None]
+    table = pa.table({"image": pa.array(cells), "bare": [b"x"] * 7})
+    file = str(tmp_path / "x.arrow")
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    names = [file_name(arrow_row(file, row, "image")) for row in range(8)]
+    row = "x.arrow?row={}&column=image".format
+    assert names == ["a.jpg", "b.jpg", row(2), row(3), row(4), "é.jpg", row(6), row(7)]
+    assert file_name(arrow_row(file, 0, "bare")) == "x.arrow?row=0&column=bare"
+    assert file_name(arrow_row(file, 0, "none")) == "x.arrow?row=0&column=none"
+    assert file_name(arrow_row(str(tmp_path / "gone.arrow"), 0, "image")) == "gone.arrow?row=0&column=image"
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])

@@ -1,5 +1,6 @@
 """Records as small as they are, splits that stay where they are, a quarantine that loses and repeats nothing."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -46,9 +47,6 @@ def test_unknown_split_names_those_there_are():
 
 
 def test_where_some_are_named_none_are_made():
-    """A source that names only `train` has no `val`: a tenth of its training pictures would be no fair one."""
-    with pytest.raises(DataError, match="no split 'val'"):
-        source(records(50, "train")).select("val")
     with pytest.raises(DataError, match="no split 'val'"):
         source(records(50, "train"), records(50, start=50)).select("val")
 
@@ -61,6 +59,29 @@ def test_unnamed_source_becomes_train_and_val():
     assert 150 <= len(val) <= 250  # a tenth, within four standard deviations
     taken = set(train)
     assert train == [r for r in whole.records if r in taken]  # in the source's order
+
+
+def test_a_source_of_training_pictures_alone_is_split_as_an_unnamed_one():
+    """Else nothing could be trained on it; what is held out is taken from the training."""
+    alone, unnamed = source(records(200, "train")), source(records(200))
+    for split in ("train", "val"):
+        assert [r.image for r in alone.select(split)] == [r.image for r in unnamed.select(split)]
+    with pytest.raises(DataError, match="no split 'test'") as raised:
+        alone.select("test")
+    assert "train (200) and val, which is made from it" in raised.value.hint
+    whole = dataclasses.replace(alone, records=source(records(9, "train"), records(9, "test", 9)).records)
+    assert whole.makes_splits  # it is a matter of the source, not of a part taken from it
+
+
+def test_usual_names_of_splits_mean_the_same():
+    named = source(records(3, "Training"), records(3, "valid", 3), records(3, "TEST", 6), records(3, "restval", 9))
+    assert named.splits == {"train": 3, "val": 3, "test": 3, "restval": 3}
+    assert source(records(3, "dev"), records(3, "validation", 3)).splits == {"dev": 3, "validation": 3}
+
+
+def test_a_column_that_names_no_splits():
+    with pytest.raises(DataError, match=r"1,500 splits are named \(0, 1, 2, \.\.\.\), which are none"):
+        source(*(records(1, str(number), number) for number in range(1500)))
 
 
 def test_unnamed_source_has_no_other_split():
@@ -252,14 +273,6 @@ def test_nothing_makes_no_records():
     builder = RecordsBuilder()
     builder.picture("a.jpg")
     assert builder.build() == []
-
-
-def test_more_splits_than_a_short_number_holds():
-    builder = RecordsBuilder()
-    for number in range(40_000):
-        builder.caption(builder.picture("a.jpg", str(number)), "a dog")
-    made = builder.build()
-    assert made[39_999].split == "39999" and len(made.in_splits(["0", "39999"])) == 2
 
 
 # Texts

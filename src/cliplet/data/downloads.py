@@ -65,13 +65,28 @@ def _file_name(url: str) -> str:
 
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """Only one process at a time loads a file; the others wait, and find it there."""
+    """Only one process at a time loads a file; the others wait, and find it there. The lock is gone afterwards."""
     if fcntl is None:
         yield
         return
-    with open(_beside(target, ".lock"), "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    file = _beside(target, ".lock")
+    while True:
+        with open(file, "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_open_as(file, lock.fileno()):  # who had it before removed it: somebody may have made a new one
+                continue
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
+            return
+
+
+def _is_open_as(file: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _beside(target: Path, ending: str) -> Path:

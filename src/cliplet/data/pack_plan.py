@@ -63,11 +63,11 @@ def check_settings(settings: Settings, workers: int | None) -> None:
 def split_records(source: ImageTextSource, split: str) -> dict[str, Records]:
     """The records of each split that is to be packed.
 
-    Where the source names no splits, they get those that training would make: a picture's name decides, which is
-    another one in the pack.
+    Where the source names no splits, or train alone, they get those that training would make: a picture's name decides,
+    which is another one in the pack.
     """
     records = source.select(split)
-    if set(source.splits) != {""}:
+    if not source.makes_splits:
         return {name: records.in_splits([name]) for name in records.splits}
     held = np.fromiter((held_out(record.image) for record in records), bool, len(records))
     parts = {"train": np.flatnonzero(~held), "val": np.flatnonzero(held)}

@@ -64,19 +64,25 @@ class _Speed:
         return (done - self._first[0]) / max(now - self._first[1], 1e-6)
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def summary(result: PackResult, out: Path) -> str:
     """What the pack holds, for the end of the command."""
     manifest = result.manifest
     splits = ", ".join(f"{name or '(none)'} {count['pictures']:,}" for name, count in manifest.splits.items())
     pictures = sum(shard.pictures for shard in manifest.shards)
     lines = [
-        f"{pictures:,} pictures ({splits}), {sum(shard.captions for shard in manifest.shards):,} captions, "
-        f"{len(manifest.shards):,} shards, {sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB; "
-        f"{manifest.left_out:,} pictures left out"
+        f"{_counted(pictures, 'picture')} ({splits}), "
+        f"{_counted(sum(shard.captions for shard in manifest.shards), 'caption')}, "
+        f"{_counted(len(manifest.shards), 'shard')}, {sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB; "
+        f"{_counted(manifest.left_out, 'picture')} left out"
     ]
     if result.packed:
         lines.append(
-            f"{result.packed:,} pictures in {result.seconds:,.1f} s: {result.packed / result.seconds:,.0f} pictures/s"
+            f"{_counted(result.packed, 'picture')} in {result.seconds:,.1f} s: "
+            f"{result.packed / result.seconds:,.0f} pictures/s"
         )
     else:
         lines.append("The pack was complete already; nothing was done.")

@@ -41,6 +41,7 @@ from cliplet.data.shards import (
     index_line,
     index_name,
     journal_line,
+    original_of,
     read_journal,
     replacing,
     threads,
@@ -82,7 +83,9 @@ def pack_picture(settings: Settings, item: tuple[str, ImageText]) -> Packed | Pr
         data = read_bytes(record.image, MAX_BYTES)
         # Decoded at twice the size, for a JPEG's decoder reduces more roughly than the filter that comes after it.
         decoded = decode(data, 2 * settings.size or None, record.image)
-        name, digest = writable(file_name(record.image)), hashlib.sha256(data).hexdigest()
+        original = original_of(record.image) or Original(
+            writable(file_name(record.image)), hashlib.sha256(data).hexdigest(), decoded.width, decoded.height
+        )
         ending = _ending(data) if settings.size == 0 else ""
         if not ending:
             size = _at_most(decoded.width, decoded.height, settings.size)
@@ -93,7 +96,7 @@ def pack_picture(settings: Settings, item: tuple[str, ImageText]) -> Packed | Pr
         return _problem(record.image, "no such file")
     except OSError as error:
         return _problem(record.image, f"cannot be read: {error.strerror or error}")
-    return Packed(data, ending, record.captions, split, Original(name, digest, decoded.width, decoded.height))
+    return Packed(data, ending, record.captions, split, original)
 
 
 def _ending(data: bytes) -> str:

@@ -38,9 +38,17 @@ def arrow_row(file: str, row: int, column: str) -> str:
 
 
 def file_name(place: str) -> str:
-    """A picture's own name: the file's, or the member's in a tar."""
-    member = TAR_MEMBER.fullmatch(place) if "?" in place else None
-    return (member["name"] if member else place).rpartition("/")[2]
+    """A picture's own name: the file's, the member's in a tar, or the one in the `path` beside it in an Arrow row.
+
+    A row without a path is named by its file and number.
+    """
+    if "?" in place:
+        if member := TAR_MEMBER.fullmatch(place):
+            place = member["name"]
+        elif cell := ARROW_ROW.fullmatch(place):
+            name = _arrow_path(cell["file"], int(cell["row"]), cell["column"]).rpartition("/")[2]
+            place = name or place
+    return place.rpartition("/")[2]
 
 
 def read_bytes(place: str | Path, limit: int) -> bytes:
@@ -60,17 +68,21 @@ def read_bytes(place: str | Path, limit: int) -> bytes:
 
 def _read(text: str, limit: int) -> bytes:
     if "?" in text:
-        if member := TAR_MEMBER.fullmatch(text):
-            return _tar_bytes(text, member["file"], int(member["offset"]), int(member["size"]), limit)
-        if cell := ARROW_ROW.fullmatch(text):
-            return _checked(text, _arrow_bytes(cell["file"], int(cell["row"]), cell["column"]), limit)
+        try:
+            if member := TAR_MEMBER.fullmatch(text):
+                return _tar_bytes(text, member["file"], int(member["offset"]), int(member["size"]), limit)
+            if cell := ARROW_ROW.fullmatch(text):
+                return _checked(text, _arrow_bytes(cell["file"], int(cell["row"]), cell["column"]), limit)
+        except FileNotFoundError:
+            if not os.path.isfile(text):  # a file's name may look like a place
+                raise
     return _file_bytes(text, limit)
 
 
 def exists(place: str) -> bool:
     """Whether the file is there that holds the picture."""
     match = (TAR_MEMBER.fullmatch(place) or ARROW_ROW.fullmatch(place)) if "?" in place else None
-    return os.path.isfile(match["file"] if match else place)
+    return bool(match and os.path.isfile(match["file"])) or os.path.isfile(place)
 
 
 def _file_bytes(path: str, limit: int) -> bytes:
@@ -112,6 +124,26 @@ def _arrow_bytes(file: str, row: int, column: str) -> bytes:
     if not isinstance(data, bytes):
         raise ImageError(f"{arrow_row(file, row, column)}: holds no picture")
     return data
+
+
+def _arrow_path(file: str, row: int, column: str) -> str:
+    """What stands as `path` beside a row's bytes; "" where there is nothing."""
+    paths = _arrow_paths(file, column)
+    path = paths[row].as_py() if paths is not None and row < len(paths) else None
+    return path if isinstance(path, str) else ""
+
+
+@lru_cache(maxsize=1024)
+def _arrow_paths(file: str, column: str) -> Any:
+    """The paths of all rows, as an Arrow array; None where there are none, or none that can be read."""
+    try:
+        import pyarrow.compute as pc
+
+        paths = pc.struct_field(_arrow_table(file).column(column), "path")
+        paths.validate(full=True)
+        return paths.combine_chunks()
+    except (ImportError, OSError, ValueError, TypeError, LookupError, NotImplementedError):
+        return None
 
 
 @lru_cache(maxsize=1024)  # a table takes no open file, and a large data set has hundreds

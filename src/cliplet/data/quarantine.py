@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,20 +34,26 @@ class Quarantine:
 
     def add(self, where: str, reason: str) -> None:
         """Write one bad record down, unless it already stands there."""
+        self.extend([Problem(where, reason)])
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Write many down. Where the file cannot be written, this is said once, and they are counted all the same."""
         with self._lock:
-            if where in self._seen:
+            lines = []
+            for problem in problems:
+                if problem.where not in self._seen:
+                    reason = self._seen[problem.where] = problem.reason.removeprefix(f"{problem.where}: ")
+                    lines.append(json.dumps({"where": problem.where, "reason": reason}, ensure_ascii=False) + "\n")
+            if self.file is None or not lines:
                 return
-            self._seen[where] = reason
-            if self.file is not None:
+            try:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 # A name that is not UTF-8 is written as the escapes that JSON has for it.
                 with self.file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
-                    stream.write(json.dumps({"where": where, "reason": reason}, ensure_ascii=False) + "\n")
-
-    def extend(self, problems: Iterable[Problem]) -> None:
-        """Write many down."""
-        for problem in problems:
-            self.add(problem.where, problem.reason)
+                    stream.writelines(lines)
+            except OSError as error:
+                print(f"warning: what is bad cannot be written to {self.file}: {error.strerror}", file=sys.stderr)
+                self.file = None
 
     def __contains__(self, where: str) -> bool:
         return where in self._seen

@@ -6,7 +6,7 @@ import os
 import zlib
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import overload
@@ -16,6 +16,9 @@ import numpy as np
 from cliplet.data.places import file_name
 from cliplet.errors import DataError
 
+MAX_SPLITS = 1000
+USUAL_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val"}
+USUAL_SPLITS |= {"validation": "val", "dev": "val"}
 HELD_OUT = 10  # one picture in this many is held out for validation where a source names no splits
 
 
@@ -218,6 +221,12 @@ class RecordsBuilder:
         self._owners.extend(numbers)
         self._captions.extend(texts)
 
+    def rename(self, name: Callable[[str], str]) -> None:
+        """Gives every picture another name."""
+        images = Texts()
+        images.extend([name(image) for image in self._images])
+        self._images = images
+
     def names(self) -> Sequence[str]:
         """The pictures as they were named."""
         return self._images
@@ -235,10 +244,23 @@ class RecordsBuilder:
         if len(owners) and (np.diff(owners) < 0).any():
             captions = captions.picked(np.argsort(owners, kind="stable"))
         first = np.concatenate([[0], np.cumsum(counts)])
-        splits, names = np.asarray(self._splits, dtype=np.int32), list(self._split_codes)
+        splits, names = np.asarray(self._splits, dtype=np.int32), _usual_names(list(self._split_codes))
         self._numbers.clear()
         records = Records(root, self._images, splits, names, captions, first)
         return records if counts.all() else records.picked(np.flatnonzero(counts))
+
+
+def _usual_names(splits: list[str]) -> list[str]:
+    """The splits' names, those that mean train, val or test by these. Raises DataError for what are no splits."""
+    if len(splits) > MAX_SPLITS:
+        some = ", ".join(splits[:3])
+        raise DataError(
+            f"{len(splits):,} splits are named ({some}, ...), which are none",
+            "Give the column or key `split` another name; splits are such as train, val and test.",
+        )
+    usual = [USUAL_SPLITS.get(name.lower(), name) for name in splits]
+    # Where two of them would become one, both are meant.
+    return [name if usual.count(new) > 1 and new != name else new for name, new in zip(splits, usual, strict=True)]
 
 
 @dataclass
@@ -249,6 +271,11 @@ class ImageTextSource:
     form: str  # the format's name, for people
     records: Records
     problems: list[Problem] = field(default_factory=list)
+    makes_splits: bool | None = None  # whether it names none, or train alone, so that cliplet makes train and val
+
+    def __post_init__(self) -> None:
+        if self.makes_splits is None:
+            self.makes_splits = set(self.splits) in ({""}, {"train"})
 
     @property
     def splits(self) -> Counter[str]:
@@ -258,23 +285,24 @@ class ImageTextSource:
     def select(self, split: str) -> Records:
         """Records of one split, or of several joined by `+` (`train+restval`), in the source's order.
 
-        `all` gives every record. A source that names no splits has two: `val` is a tenth of its pictures,
-        chosen by a checksum of the file name, so that it stays the same when pictures are added;
+        `all` gives every record. A source that names no splits, or `train` alone, has two: `val` is a tenth of its
+        pictures, chosen by a checksum of the file name, so that it stays the same when pictures are added;
         `train` is the rest. Raises DataError for any other split and for an empty one.
         """
         splits, names = self.splits, split.split("+")
         if split == "all":
             chosen = self.records
-        elif set(splits) == {""} and set(names) <= {"train", "val"}:
-            chosen = self.records.picked(np.flatnonzero([held in names for held in self._made_splits()]))
+        elif self.makes_splits and set(names) <= {"train", "val"}:
+            chosen = self.records.picked(np.flatnonzero([self.split_of(one) in names for one in self.records]))
         elif all(name in splits for name in names):
             chosen = self.records.in_splits(names)
         else:
             unknown = next((name for name in names if name not in splits), split)
             named = ", ".join(f"{name} ({count:,})" for name, count in splits.items() if name)
+            made = " and val, which is made from it" if named else "no named splits, so train and val are made from it"
             raise DataError(
                 f"{self.path}: there is no split {unknown!r}",
-                f"It has: {named or 'no named splits, so train and val are made from it'}; all takes everything.",
+                f"It has: {named}{made if self.makes_splits else ''}; all takes everything.",
             )
         if not chosen:
             raise DataError(
@@ -283,8 +311,11 @@ class ImageTextSource:
             )
         return chosen
 
-    def _made_splits(self) -> Iterator[str]:
-        return ("val" if held_out(record.image) else "train" for record in self.records)
+    def split_of(self, record: ImageText) -> str:
+        """The split of one of its records: its own, or the one that is made."""
+        if not self.makes_splits:
+            return record.split
+        return "val" if held_out(record.image) else "train"
 
 
 def held_out(image: str) -> bool:

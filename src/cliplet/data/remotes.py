@@ -164,9 +164,13 @@ class Fsspec:
             stamp = _described(system, path)
             source = system.open(path, "rb")
         except ImportError as error:
+            missing = error.name or getattr(error.__cause__, "name", None)  # fsspec's own says in words what it lacks
             raise DataError(
-                f"{shown(self.url)}: is read by the package {error.name or 'fsspec'}, which is not installed",
-                f"Install it, or load the file by other means: pip install {error.name or 'fsspec'}. ({error})",
+                f"{shown(self.url)}: is read by the package fsspec, which is not installed"
+                if missing == "fsspec"
+                else f"{shown(self.url)}: cannot be read by fsspec: {error}",
+                "Install what is missing, or load the file by other means"
+                + (f": pip install {missing.partition('.')[0]}" if missing else "."),
             ) from None
         except (FileNotFoundError, PermissionError, ValueError) as error:
             raise DataError(f"{shown(self.url)}: {_reason(error)}", "Check the address.") from None

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from cliplet.data.places import TAR_MEMBER
 from cliplet.data.records import Problem
 from cliplet.errors import DataError
 
@@ -29,6 +30,7 @@ MANIFEST, JOURNAL, QUARANTINE = "manifest.json", "unfinished.jsonl", "quarantine
 VERIFIED = ".verified.json"  # what each shard looked like when its sha256 was last seen to fit
 SHARD = re.compile(r"[^/\\\0]+-\d{6,}\.tar")
 RECORD = tarfile.RECORDSIZE  # tar files end at a multiple of it
+MAX_ABOUT = 2**22  # bytes of a KEY.json
 PART = ".part"  # ending of files that are being written
 
 Item = TypeVar("Item")
@@ -189,6 +191,21 @@ def index_line(key: str, name: str, offset: int, picture: Packed) -> bytes:
 def about(picture: Packed) -> dict[str, Any]:
     """What KEY.json says of a picture."""
     return {"captions": picture.captions, "split": picture.split, "original": asdict(picture.original)}
+
+
+def original_of(place: str) -> Original | None:
+    """What a picture in a pack's shard was before, by the KEY.json that stands behind it; None for other pictures."""
+    member = TAR_MEMBER.fullmatch(place) if "?" in place else None
+    if not member or not SHARD.fullmatch(Path(member["file"]).name):
+        return None
+    end = int(member["offset"]) + int(member["size"])
+    bad = (OSError, ValueError, KeyError, TypeError, RecursionError, tarfile.TarError)  # it may be anybody's tar
+    with suppress(*bad), open(member["file"], "rb") as stream:
+        stream.seek(end + -end % tarfile.BLOCKSIZE)
+        info = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+        if info.name == member["name"].rpartition(".")[0] + ".json" and info.size <= MAX_ABOUT:
+            return _made(Original, json.loads(stream.read(info.size))["original"])
+    return None
 
 
 def _line(content: dict[str, Any]) -> bytes:

@@ -52,7 +52,7 @@ class DataProfile:
 
     def table(self) -> Table:
         """For the terminal."""
-        table = Table(title=f"Where the time goes ({self.device}, batch {self.batch_size}, {self.workers} workers)")
+        table = Table(title=f"Where the time goes ({self.device}, batch {self.batch_size}, {_workers(self.workers)})")
         for heading in ("", "ms a picture", "pictures/s"):
             table.add_column(heading, justify="left" if not heading else "right")
         for stage, value in self.milliseconds.items():
@@ -60,7 +60,7 @@ class DataProfile:
             table.add_row(f"{stage}{note}", f"{value:.3f}", f"{1000 / value:,.0f}" if value else "")
         table.add_section()
         for name, rate in (
-            (f"loader, {self.workers} workers", self.loader_pictures_per_second),
+            (f"loader, {_workers(self.workers)}", self.loader_pictures_per_second),
             ("model", self.model_pictures_per_second),
             ("training", self.training_pictures_per_second),
         ):
@@ -112,6 +112,10 @@ def profile_data(config: RunConfig, say: Callable[[str], None] = lambda message:
         bottleneck=slowest,
         advice=_advice(slowest, trainer, loader_rate / model_rate, min(width, height)),
     )
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"
 
 
 def _stepper(trainer: Trainer, state: State) -> Callable[[list[Batch]], None]:

@@ -74,6 +74,9 @@ def train(config: RunConfig, *, resume: bool = False, command: str = "", console
     source = read_source(config.data.path, config.data.images, config.data.samples)
     train_records = source.select(config.data.train_split)[: config.data.max_images]
     val_records = source.select(config.data.val_split)
+    unsplit = source.splits.get("", 0)
+    if unsplit and not source.makes_splits and "all" not in (config.data.train_split, config.data.val_split):
+        console_say(console, f"{unsplit:,} pictures name no split where others do, and are in none (all takes them)")
     circumstances = {"precision": precision, "training data": _fingerprint(train_records)}
     if checkpoint:
         checkpoint.refuse_other_circumstances(circumstances)

@@ -327,3 +327,59 @@ def test_the_small_part_of_coco_is_read_with_its_pictures(val2017):
     assert len(source.records) == 159 and source.problems == []
     assert {Path(record.image).name: record.captions for record in source.records} == expected
     assert all(Path(record.image).is_file() for record in source.records)
+
+
+# Where the pictures are
+
+
+def karpathy_coco(folder, *names, **paths):
+    images = [
+        {"filename": name, "split": "train", "sentences": [{"raw": f"a caption of {name}"}], **paths} for name in names
+    ]
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    return folder / "dataset_coco.json"
+
+
+TRAIN, VAL = "COCO_train2014_000000000009.jpg", "COCO_val2014_000000391895.jpg"
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_names_without_folders_are_found_over_both(tmp_path, given):
+    """Some versions of Karpathy's file give no filepath; COCO's names say where they stand."""
+    touch(tmp_path / "coco" / "train2014" / TRAIN, tmp_path / "coco" / "val2014" / VAL)
+    file = karpathy_coco(tmp_path if given else tmp_path / "coco", VAL, TRAIN)
+    records = read_source(file, tmp_path / "coco" if given else None).records
+    assert all(Path(record.image).is_file() for record in records)
+    assert [record.captions for record in records] == [(f"a caption of {VAL}",), (f"a caption of {TRAIN}",)]
+
+
+def test_names_with_folders_are_found_in_one_flat_folder(tmp_path):
+    touch(tmp_path / "images" / TRAIN, tmp_path / "images" / VAL)
+    images = [
+        {"filename": TRAIN, "filepath": "train2014", "split": "train", "sentences": [{"raw": "one"}]},
+        {"filename": VAL, "filepath": "val2014", "split": "val", "sentences": [{"raw": "two"}]},
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images}))
+    source = read_source(tmp_path / "dataset_coco.json")
+    assert [(Path(r.image).name, r.captions, r.split) for r in source.records] == [
+        (TRAIN, ("one",), "train"),
+        (VAL, ("two",), "val"),
+    ]
+    assert all(Path(record.image).is_file() for record in source.records)
+
+
+def test_a_flat_folder_never_makes_one_picture_of_two(tmp_path):
+    touch(tmp_path / "1.jpg")
+    with pytest.raises(DataError, match="its pictures are not there"):
+        images = [{"filename": "1.jpg", "filepath": f, "split": "", "sentences": [{"raw": f}]} for f in ("a", "b")]
+        (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+        read_source(tmp_path / "dataset.json")
+
+
+def test_the_folder_named_may_be_the_one_above(tmp_path):
+    touch(tmp_path / "coco" / "val2017" / "000000000139.jpg")
+    (tmp_path / "captions_val2017.json").write_text(
+        coco([picture(139, "000000000139.jpg")], [annotation(139, "A room")])
+    )
+    (record,) = read_source(tmp_path / "captions_val2017.json", tmp_path / "coco").records
+    assert Path(record.image).is_file()

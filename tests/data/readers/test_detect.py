@@ -1,6 +1,9 @@
 """Which reader a path gets, and where its pictures are looked for: by what is there, not by how it is called."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import tarfile
 from pathlib import Path
@@ -54,12 +57,29 @@ def test_the_first_part_of_a_long_file_may_end_within_a_line_or_a_character(fold
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"PK\x03\x04\x14\0\0\0", b"\x1f\x8b\x08\0\0\0", b"\0" * 99]
+    ("content", "what"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not a text file"),
+        (b"\0" * 99, "not a text file"),
+        (b"PK\x03\x04\x14\0\0\0", "compressed"),
+        (gzip.compress(b"a.jpg,A dog\n"), "compressed"),
+        (bz2.compress(b"a.jpg,A dog\n"), "compressed"),
+        (lzma.compress(b"a.jpg,A dog\n"), "compressed"),
+    ],
 )
-def test_what_is_no_text_is_refused(folder, content):
+def test_what_is_no_text_is_refused(folder, content, what):
     (folder / "x.csv").write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.csv: is not a text file"):
+    with pytest.raises(DataError, match=rf"x\.csv: is {what}"):
         read_source(folder / "x.csv")
+
+
+def test_options_that_make_no_sense_are_refused(folder):
+    (folder / "x.csv").write_text("a.jpg,A dog\n")
+    for samples in (0, -3):
+        with pytest.raises(DataError, match="pictures cannot be read"):
+            read_source(folder / "x.csv", samples=samples)
+    with pytest.raises(DataError, match="the picture folder does not exist"):
+        read_source(folder, folder / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.json", "x.jsonl", "x.token.txt"])

@@ -405,6 +405,12 @@ def test_numbered_captions_are_all_read(tmp_path):
     assert not source.problems  # fewer captions are no fault
 
 
+def test_a_caption_and_numbered_ones_are_all_read(tmp_path):
+    columns = {"caption_1": ["one", "two"], "caption": ["number 0", "number 1"]}
+    source = read_source(arrow(tmp_path / "a.arrow", table(range(2), **columns)))
+    assert [record.captions for record in source.records] == [("number 0", "one"), ("number 1", "two")]
+
+
 def test_numbered_captions_win_over_a_title(tmp_path):
     columns = {"title": ["t", "t"], "caption_0": ["number 0", "number 1"]}
     check(read_source(arrow(tmp_path / "a.arrow", table(range(2), **columns))), range(2))

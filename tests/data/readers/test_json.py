@@ -177,6 +177,54 @@ def test_numbers_larger_than_any_machine_number_stand_in_nobodys_way(written):
     assert written(item) == ({"a.jpg": ("A dog",)}, {})
 
 
+def test_a_caption_and_numbered_ones_are_all_read(written):
+    captions, problems = written(
+        {"image": "a.jpg", "caption": "A dog", "caption_1": "A brown dog", "title": "Rex"},
+        {"image": "b.jpg", "caption": ["A boat", "A red boat"], "caption_1": "A ship"},
+    )
+    assert captions == {"a.jpg": ("A dog", "A brown dog"), "b.jpg": ("A boat", "A red boat", "A ship")}
+    assert problems == {}
+
+
+def test_keys_that_mean_the_picture_where_they_hold_its_name(written):
+    captions, problems = written(
+        {"image_id": "a.jpg", "description": "A dog"},
+        {"image_id": 17, "img_path": "b.jpg", "prompt": "A boat"},
+        {"image_id": "c.jpg", "image": "c.jpg", "alt": "A cat"},
+        {"image_id": "000017", "caption": "A tree"},
+    )
+    assert captions == {"a.jpg": ("A dog",), "b.jpg": ("A boat",), "c.jpg": ("A cat",)}
+    assert list(problems) == [written.place(3)]
+
+
+def test_paths_from_windows(written, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.jpg").write_bytes(b"picture")
+    expected = {f"sub/{name}.jpg": ("A dog",) for name in "ab"}
+    assert written(*[{"image": f"sub\\{name}.jpg", "caption": "A dog"} for name in "ab"]) == (expected, {})
+    if os.name != "nt":
+        (tmp_path / "sub\\a.jpg").write_bytes(b"picture")
+        assert list(written({"image": "sub\\a.jpg", "caption": "A dog"})[0]) == ["sub\\a.jpg"]
+
+
+@pytest.mark.parametrize("of", ["coco", "karpathy"])
+def test_paths_from_windows_in_other_forms(read, tmp_path, of):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.jpg").write_bytes(b"picture")
+    coco = {
+        "images": [{"id": 1, "file_name": "sub\\a.jpg"}],
+        "annotations": [{"image_id": 1, "caption": "A dog"}],
+    }
+    karpathy = {"images": [{"filename": "sub\\a.jpg", "split": "train", "sentences": [{"raw": "A dog"}]}]}
+    assert read(json.dumps(coco if of == "coco" else karpathy)) == ({"sub/a.jpg": ("A dog",)}, {})
+
+
+def test_addresses_are_no_pictures(written):
+    with pytest.raises(DataError, match=r"only their addresses: http://x\.org/0\.jpg") as raised:
+        written(*[{"image": f"http://x.org/{n}.jpg", "caption": "A dog"} for n in range(3)])
+    assert "img2dataset" in raised.value.hint
+
+
 # Lines
 
 

@@ -221,9 +221,9 @@ def test_numbered_captions_in_the_columns_of_a_row(read):
 def test_as_many_splits_as_pictures(read):
     """A column of that name may hold anything, an id of each row for one."""
     text = csv_text(("image", "caption", "split"), *[("a.jpg", "A dog", f"part {n}") for n in range(33_000)])
-    read(text)
-    assert len(read.source.splits) == 33_000
-    assert [record.captions for record in read.source.select("part 32999")] == [("A dog",)]
+    with pytest.raises(DataError, match="33,000 splits are named") as raised:
+        read(text)
+    assert "another name" in raised.value.hint
 
 
 def test_what_pandas_writes_with_its_index(read):
@@ -250,6 +250,133 @@ def test_delimiters_of_others_within_captions(read):
         found, problems = read(text)
         assert found == {name: (" ".join(c.split()),) for name, c in zip(NAMES, captions, strict=False)}
         assert problems == {}
+
+
+# Columns found by what stands in them
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        lambda n, picture, caption: (n, picture, caption),
+        lambda n, picture, caption: (picture, "train", caption),
+        lambda n, picture, caption: (caption, "640", "outdoor scene", picture),
+        lambda n, picture, caption: (f"http://x.org/{n}.jpg", picture, "480", caption, "CC BY 2.0"),
+    ],
+)
+def test_columns_without_a_header_are_known_by_what_stands_in_them(read, row, delimiter):
+    captions = ["A dog runs far", "Two men on a boat", "A cat that sleeps", "A tall tree", "The bus waits here"]
+    rows = [row(n, *pair) for n, pair in enumerate(zip(NAMES, captions, strict=True))]
+    expected = {name: (caption,) for name, caption in zip(NAMES, captions, strict=True)}
+    assert read(csv_text(*rows, delimiter=delimiter)) == (expected, {})
+
+
+def test_a_column_of_splits_is_known_by_what_stands_in_it(read):
+    read("a.jpg\ttrain\ta dog\nb.jpg\trestval\ta red boat\nc.jpg\ttest\ta cat\n")
+    assert sum(read.source.splits.values()) == 3 and read.source.splits["test"] == 1
+    read("image,caption,part\na.jpg,dog,train\nb.jpg,boat,val\n")
+    assert read.source.splits == {"train": 1, "val": 1}
+
+
+@pytest.mark.parametrize("rows", [["a.jpg,A dog, running far away"], ["a.jpg,A dog, running", "b.jpg,A boat, red"]])
+def test_an_unquoted_comma_begins_no_column(read, rows):
+    captions, problems = read("\n".join(rows))
+    assert [texts[0] for texts in captions.values()] == [row.partition(",")[2] for row in rows] and problems == {}
+
+
+def test_unquoted_commas_in_most_captions_behind_a_number(read):
+    captions, problems = read("0,a.jpg,A dog, running far\n1,b.jpg,A boat\n2,c.jpg,A cat, asleep, on a bed\n")
+    assert captions == {"a.jpg": ("A dog, running far",), "b.jpg": ("A boat",), "c.jpg": ("A cat, asleep, on a bed",)}
+    assert problems == {}
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["image,width,height,description", "image_id,id,size,Prompt", "img,w,h,alt", "img_path,w,h,caption_text"],
+)
+def test_more_names_of_pictures_and_captions(read, header):
+    captions, problems = read(f"{header}\na.jpg,640,480,A dog\nb.jpg,640,480,A boat\n")
+    assert (captions, problems) == ({"a.jpg": ("A dog",), "b.jpg": ("A boat",)}, {})
+
+
+def test_a_picture_column_with_numbers_is_none(read):
+    expected = {"a.jpg": ("A dog",), "b.jpg": ("A boat",)}
+    captions, problems = read("image_id,foto,description\n7,a.jpg,A dog\n8,b.jpg,A boat\n")
+    assert captions == expected
+    assert problems == {
+        "x.csv:1": "names its columns image_id, foto, description, not all of which are known; "
+        "column 2 is taken for the picture"
+    }
+    captions, problems = read("id,image,worte\n7,a.jpg,A dog\n8,b.jpg,A boat\n")
+    assert captions == expected
+    assert list(problems.values()) == [
+        "names its columns id, image, worte, not all of which are known; column 3 is taken for the caption"
+    ]
+
+
+def test_a_column_of_ids_is_no_picture_and_no_caption(read):
+    with pytest.raises(DataError, match=r"no column holds names of pictures.+ are id, image_id, description") as raised:
+        read("id,image_id,description\n1,0017,A dog runs\n2,0018,A red boat\n")
+    assert "as in image,caption" in raised.value.hint
+    with pytest.raises(DataError, match="no column holds names of pictures"):
+        read("image_id,caption\n0017,A dog runs\n0018,A red boat\n")
+    captions, _ = read("id,image_id,description\n1,a.jpg,A dog runs\n2,b.jpg,A red boat\n")
+    assert captions == {"a.jpg": ("A dog runs",), "b.jpg": ("A red boat",)}
+
+
+@pytest.mark.parametrize("header", ["", "name\twidth\tkind\n"])
+def test_a_table_without_sentences_is_refused(read, header):
+    with pytest.raises(DataError, match=r"x\.tsv:1: no column holds captions.+ its columns are") as raised:
+        read(f"{header}a.jpg\t640\tRGB\nb.jpg\t480\tRGB\n", "x.tsv")
+    assert "image<TAB>caption" in raised.value.hint
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_two_columns_need_neither_sentences_nor_endings(read, delimiter, tmp_path):
+    assert read(f"a.jpg{delimiter}dog\nb.jpg{delimiter}cat\n") == ({"a.jpg": ("dog",), "b.jpg": ("cat",)}, {})
+    assert read(f"dog{delimiter}a.jpg\ncat{delimiter}b.jpg\n")[0] == {"a.jpg": ("dog",), "b.jpg": ("cat",)}
+    (tmp_path / "0017").write_bytes(b"picture")
+    assert read(f"0017{delimiter}A dog\n0018{delimiter}A cat\n")[0] == {"0017": ("A dog",), "0018": ("A cat",)}
+
+
+def test_a_caption_and_numbered_ones_are_all_read(read):
+    text = csv_text(("image", "caption", "caption_1", "title"), ("a.jpg", "A dog", "A brown dog", "Rex"))
+    assert read(text) == ({"a.jpg": ("A dog", "A brown dog")}, {})
+    assert read(text.replace("caption,", "description,"))[0] == {"a.jpg": ("A brown dog",)}
+
+
+# Line ends, paths and addresses of elsewhere
+
+
+@pytest.mark.parametrize("rows", ["image,caption\ra.jpg,A dog\rb.jpg,A boat", "a.jpg#0\tA dog\rb.jpg#0\tA boat\r"])
+def test_line_ends_of_an_old_mac_are_told(read, rows):
+    with pytest.raises(DataError, match="carriage return only, as on an old Mac") as raised:
+        read(rows)
+    assert r"tr '\r' '\n' < x.csv" in raised.value.hint
+
+
+@pytest.mark.parametrize("header", ["", "image,caption\n"])
+def test_paths_from_windows(read, header, tmp_path):
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "sub/b.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"picture")
+    captions, problems = read(f"{header}images\\a.jpg,A dog\nimages/sub\\b.jpg,A boat\n")
+    assert captions == {"images/a.jpg": ("A dog",), "images/sub/b.jpg": ("A boat",)} and problems == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a backslash is no part of a name there")
+def test_a_backslash_may_be_part_of_a_name(read, tmp_path):
+    (tmp_path / "x\\a.jpg").write_bytes(b"picture")
+    assert read("x\\a.jpg,A dog\nx\\b.jpg,A boat\n")[0] == {"x\\a.jpg": ("A dog",), "x\\b.jpg": ("A boat",)}
+
+
+@pytest.mark.parametrize("rows", ["image\tcaption\n{}\tA dog\n", "{}\tA dog\n", "7\t{}\tA dog\n", "url\ttext\n{}\tA\n"])
+@pytest.mark.parametrize("address", ["http://x.org/a.jpg", "https://x.org/a?id=7"])
+def test_addresses_are_no_pictures(read, rows, address):
+    with pytest.raises(DataError, match="holds no pictures but only their addresses: http") as raised:
+        read(rows.format(address), "x.tsv")
+    assert "img2dataset" in raised.value.hint
 
 
 # Rows and their faults

@@ -14,7 +14,7 @@ from cliplet.data.inspection.captions import CaptionCounter, TokenCounter
 from cliplet.data.inspection.copies import find_copies
 from cliplet.data.inspection.findings import CaptionFindings
 from cliplet.data.inspection.looks import Looks, look_at_all, small_picture, threads
-from cliplet.data.records import ImageTextSource, held_out
+from cliplet.data.records import ImageTextSource
 
 Tell = Callable[[int, int], None]
 
@@ -57,12 +57,11 @@ def survey_source(
     thread after each file. `tokens` counts captions in tokens.
     """
     records = source.records
-    keys, split, names, made = bytearray(), array("h"), dict[str, int](), set(source.splits) == {""}
+    keys, split, names = bytearray(), array("i"), dict[str, int]()
     captions = CaptionCounter(tokens)
     for record in records:
         keys += blake2b(record.image.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-        name = record.split if not made else "val" if held_out(record.image) else "train"
-        split.append(names.setdefault(name, len(names)))
+        split.append(names.setdefault(source.split_of(record), len(names)))
         captions.add(record)
     owner = first_with_same(np.frombuffer(keys, np.uint64).reshape(-1, 2))
     first_row, file = np.unique(owner, return_inverse=True)
@@ -74,8 +73,8 @@ def survey_source(
     return Survey(
         source=source,
         split_names=tuple(names),
-        split=np.asarray(split, np.int16),
-        made_splits=made,
+        split=np.asarray(split, np.int32),
+        made_splits=bool(source.makes_splits),
         file=file,
         first_row=first_row,
         captions=captions.found(records, file),

@@ -20,16 +20,22 @@ from cliplet.data.readers.arrow_files import (
     whole_batches,
 )
 from cliplet.data.readers.collector import LOOKED_AT, Collector, is_file
-from cliplet.data.readers.tables import IMAGE_COLUMNS, NUMBERED_CAPTION
+from cliplet.data.readers.columns import DOWNLOAD_FIRST, IMAGE_COLUMNS, caption_names
 from cliplet.errors import DataError
 
 PICTURE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "image_bytes")
 PATH_COLUMNS = tuple(dict.fromkeys((*PICTURE_COLUMNS, *IMAGE_COLUMNS)))
 CAPTION_COLUMNS = ("caption", "captions", "sentence", "sentences", "alt_text", "text", "txt", "caption_text")
-LATER_COLUMNS = ("raw", "sentences_raw", "title")  # taken for captions where there are no numbered ones either
+LATER_COLUMNS = (
+    "raw",
+    "sentences_raw",
+    "title",
+    "description",
+    "prompt",
+    "alt",
+)  # taken for captions where there are no numbered ones either
 SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"}
 ROWS_AT_ONCE = 1000
-DOWNLOAD_FIRST = "Download the pictures first, with img2dataset for example, and name the folder that it writes."
 TEXT_KEYS = ("raw", "caption", "text", "sentence", "tokens")  # of a caption that is an object
 
 
@@ -49,8 +55,8 @@ class Columns(NamedTuple):
 def find_columns(schema: Any, where: str) -> Columns:
     """The columns of pictures and captions, and of splits if there is one.
 
-    The picture's is known by its Hugging Face feature, else by its name. Several numbered columns of captions are all
-    read. Raises DataError that names the columns and the names that are understood.
+    The picture's is known by its Hugging Face feature, else by its name. Numbered columns of captions are all read,
+    beside one without a number. Raises DataError that names the columns and the names that are understood.
     """
     try:
         columns = _find_columns(schema, where)
@@ -81,9 +87,7 @@ def _find_columns(schema: Any, where: str) -> Columns:
             f"{', '.join(PATH_COLUMNS)}.",
         )
     fitting = [name for name, kind in types.items() if names[name] != image and is_caption(kind, TEXT_KEYS)]
-    captions = [name for name in CAPTION_COLUMNS if name in fitting][:1]
-    captions = captions or [name for name in fitting if NUMBERED_CAPTION.fullmatch(name)]
-    captions = captions or [name for name in LATER_COLUMNS if name in fitting][:1]
+    captions = caption_names(fitting, CAPTION_COLUMNS, LATER_COLUMNS)
     if not captions:
         raise DataError(
             f"{where}: has no column of captions; its columns are {there}",

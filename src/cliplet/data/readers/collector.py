@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ READ_FORMS = (
     "token files and results.csv, TSV or CSV of image and caption, folders of pictures with .txt beside them, "
     "WebDataset tars, and Hugging Face datasets"
 )
+COCO_NAME = re.compile(r"COCO_(train2014|val2014|test2014|test2015)_")
+COCO_FOLDERS = ("train2014", "val2014", "test2014", "test2015", "train2017", "val2017", "test2017")
 IMAGE_FOLDERS = ("", "images", "Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images", "image", "img")
 
 
@@ -105,6 +108,10 @@ class Collector:
         self._builder.captions([number for number, _ in good], [text for _, text in good])
         return faults
 
+    def rename(self, name: Callable[[str], str]) -> None:
+        """Gives every picture another name than the annotations do."""
+        self._builder.rename(name)
+
     def pictures(self) -> Sequence[str]:
         """The pictures as the annotations name them."""
         return self._builder.names()
@@ -156,25 +163,50 @@ def split_lists(folder: Path) -> dict[str, str]:
     return result
 
 
-def image_root(
-    names: Sequence[str], file: Path, images: Path | None, folders: Sequence[str | Path] = IMAGE_FOLDERS
-) -> Path:
-    """The folder that the annotations' file names start from: `images` if it is given, or the first of `folders`,
-    relative to the annotations' own, in which any of the names tried is found. Raises DataError."""
-    if images is not None and not images.is_dir():
-        raise DataError(f"{images}: the picture folder does not exist", "Check --images (data.images).")
-    roots = [images] if images is not None else [file.parent / name for name in folders]
+def find_pictures(collector: Collector, file: Path, images: Path | None, folders: Sequence[str]) -> Path:
+    """The folder that the annotations' file names start from: `images`, or the annotations' own, or the first of
+    `folders` relative to it, in which any of the names tried is found.
+
+    COCO's names say whether they stand in train2014 or val2014, and are found over both. Where the names begin with
+    folders that are not there, the file names alone are tried. Raises DataError.
+    """
+    names = collector.pictures()
+    start = file.parent if images is None else images
+    roots = [start / folder for folder in folders if images is None or not folder.startswith("..")]
     # All over the list, for many have only a part of the pictures.
     tried = [names[row] for row in range(0, len(names), max(1, len(names) // LOOKED_AT))]
-    for root in roots:
-        if any(exists(os.path.join(root, name)) for name in tried):
-            return root
-    looked = ", ".join(str(root) for root in roots if root.is_dir())
-    example = f", {tried[0]} for example" if tried else ""
-    raise DataError(
-        f"{file}: its pictures are not there{example}; looked in {looked}",
-        "Name the folder that the file names start from: --images FOLDER (data.images).",
-    )
+    found = _root(roots, tried)
+    if found is None and any("/" in name for name in tried) and _root(roots, list(map(_base, tried))):
+        bases = [_base(name) for name in names]
+        if len(set(bases)) == len(set(names)):  # else two pictures would become one
+            collector.rename(_base)
+            found = _root(roots, list(map(_base, tried)))
+    if found is None:
+        looked = ", ".join(str(root) for root in roots if root.is_dir())
+        example = f", {tried[0]} for example" if tried else ""
+        raise DataError(
+            f"{file}: its pictures are not there{example}; looked in {looked}",
+            "Name the folder that the file names start from: --images FOLDER (data.images).",
+        )
+    elsewhere = [name for name in tried if COCO_NAME.match(name) and _coco_place(name) != f"{found.name}/{name}"]
+    if found.name in COCO_FOLDERS and elsewhere:
+        collector.rename(_coco_place)
+        return found.parent
+    return found
+
+
+def _root(roots: Sequence[Path], names: Sequence[str]) -> Path | None:
+    return next((root for root in roots if any(exists(os.path.join(root, name)) for name in names)), None)
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _coco_place(name: str) -> str:
+    """A picture of COCO's by the folder that its name says: COCO_val2014_000000391895.jpg is in val2014."""
+    match = COCO_NAME.match(name)
+    return f"{match[1]}/{name}" if match else name
 
 
 def is_file(path: Path) -> bool:

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cliplet.data.readers import folders, huggingface, json_files, tables, webdataset
-from cliplet.data.readers.collector import IMAGE_FOLDERS, READ_FORMS, Collector, image_root, is_file, split_lists
+from cliplet.data.readers.collector import (
+    COCO_FOLDERS,
+    IMAGE_FOLDERS,
+    READ_FORMS,
+    Collector,
+    find_pictures,
+    is_file,
+    split_lists,
+)
 from cliplet.data.records import ImageTextSource
 from cliplet.errors import DataError
 
@@ -16,10 +24,10 @@ JSON_FILES = ("dataset*.json", "captions_*.json", "*.json", "*.jsonl")
 ANNOTATIONS = (*JSON_FILES, "*.token.txt", "*.token", "captions.txt", "*.tsv", "*.csv")
 COCO_ANNOTATIONS = ("annotations/captions_*.json",)
 JSON_START = re.compile(r"[\[{]\s*([\[\]{}\"\d-]|true|false|null|\Z)")  # a caption may begin with [sic]
+COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, zip, bzip2, xz, zstd
 HEAD = 2**16  # bytes by which a file's form is known
 LINES_LOOKED_AT = 50
 STRANGE = 10  # one character in this many in a file that is no text
-COCO_FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 
 
 def read_source(path: str | Path, images: str | Path | None = None, samples: int | None = None) -> ImageTextSource:
@@ -35,7 +43,12 @@ def read_source(path: str | Path, images: str | Path | None = None, samples: int
     listed in `problems`; a picture left without captions is left out too. Whether each picture can be decoded is
     not tried here (`cliplet inspect` does). Raises DataError for a path, format or picture folder that is not there.
     """
-    source = _read(str(path), _expanded(images) if images else None, samples)
+    if samples is not None and samples < 1:
+        raise DataError(f"{samples} pictures cannot be read", "--samples takes 1 or more (data.samples).")
+    folder = _expanded(images) if images else None
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"{images}: the picture folder does not exist", "Check --images (data.images).")
+    source = _read(str(path), folder, samples)
     if samples is not None:
         source.records = source.records.first_of_each_split(samples)
     return source
@@ -60,8 +73,8 @@ def _read(path: str, images: Path | None, samples: int | None) -> ImageTextSourc
         file = annotations
     collector = Collector(file.name, split_lists(file.parent))
     form = _reader(file)(collector, file)
-    names = collector.pictures()
-    records = collector.records(image_root(names, file, images, _image_folders(file)) if names else None)
+    root = find_pictures(collector, file, images, _image_folders(file)) if collector.pictures() else None
+    records = collector.records(root)
     return ImageTextSource(str(file), form, records, collector.problems)
 
 
@@ -94,6 +107,8 @@ def _reader(file: Path) -> Callable[[Collector, Path], str]:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{file}: is UTF-16", "Save it as UTF-8.")
+    if head.startswith(COMPRESSED):
+        raise DataError(f"{file}: is compressed", "Decompress it first, with gunzip or unzip for example.")
     text = head.decode("utf-8-sig", errors="replace").lstrip()
     if not text:
         raise DataError(f"{file}: is empty")

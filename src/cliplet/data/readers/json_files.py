@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cliplet.data.readers.collector import READ_FORMS, Collector
+from cliplet.data.readers.columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    LIKELY_IMAGE_COLUMNS,
+    LOOKED_AHEAD,
+    PICTURE_NAME,
+    caption_names,
+    written_on_windows,
+)
 from cliplet.data.readers.json_stream import read_lists
-from cliplet.data.readers.tables import CAPTION_COLUMNS, IMAGE_COLUMNS, NUMBERED_CAPTION
 from cliplet.errors import DataError
 
 SHOWN_KEYS = 6
@@ -20,7 +29,7 @@ def read_json(collector: Collector, file: Path) -> str:
     """Reads any of the forms by what it holds; gives the form's name. Raises DataError for other JSON."""
     kind, keys = _kind(file)
     if kind == "JSON list":
-        _read_items(collector, file)
+        _take(collector, file, ((f"{collector.name}: item {number}", item) for number, item in _items(file, "")))
     elif kind == "Karpathy JSON":
         _read_karpathy(collector, file)
     elif kind == "COCO captions JSON":
@@ -66,24 +75,34 @@ def is_json_lines(line: str) -> bool:
 
 def read_json_lines(collector: Collector, file: Path) -> str:
     """A JSON object on each line: {"image", "caption"} or {"image", "captions": [...]}."""
+    _take(collector, file, _objects_of_lines(collector.name, file))
+    return "JSON lines"
+
+
+def _objects_of_lines(name: str, file: Path) -> Iterator[tuple[str, Any]]:
+    """What stands on each line, with its place; of a line that is no JSON, the error."""
     parse = json.JSONDecoder().decode  # json.loads looks at its options anew for each line
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
-            where = f"{collector.name}:{number}"
+            where = f"{name}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text or text.isspace():
                     continue
                 item = parse(text)
             except (ValueError, RecursionError) as error:  # also what is not UTF-8
-                collector.problem(where, f"is not JSON: {error}")
-                continue
-            _read_item(collector, where, item)
-    return "JSON lines"
+                item = error
+            yield where, item
 
 
 def _has(item: Any, key: str) -> bool:
     return isinstance(item, dict) and key in item
+
+
+def _texts(items: Iterable[Any], key: str) -> Iterator[str]:
+    """Those that the objects among the items have under a key."""
+    values = (item.get(key) for item in items if isinstance(item, dict))
+    return (value for value in values if isinstance(value, str))
 
 
 def _items(file: Path, key: str) -> Iterator[tuple[int, Any]]:
@@ -98,7 +117,10 @@ def _items(file: Path, key: str) -> Iterator[tuple[int, Any]]:
 
 def _read_karpathy(collector: Collector, file: Path) -> None:
     """{"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}."""
-    for number, item in _items(file, "images"):
+    items = _items(file, "images")
+    first = list(islice(items, LOOKED_AHEAD))
+    windows = written_on_windows(file, _texts((item for _, item in first), "filename"))
+    for number, item in chain(first, items):
         where = f"{collector.name}: image {number}"
         name = item.get("filename") if isinstance(item, dict) else None
         if not isinstance(name, str) or not name:
@@ -109,7 +131,8 @@ def _read_karpathy(collector: Collector, file: Path) -> None:
         if not isinstance(folder, str) or not isinstance(split, str) or not isinstance(sentences, list):
             collector.problem(where, "its filepath and split must be texts and its sentences a list")
             continue
-        picture = collector.picture(where, f"{folder}/{name}" if folder else name, split)
+        path = f"{folder}/{name}" if folder else name
+        picture = collector.picture(where, path.replace("\\", "/") if windows else path, split)
         if picture is None:
             continue
         for position, sentence in enumerate(sentences):
@@ -130,10 +153,12 @@ def _read_coco(collector: Collector, file: Path) -> None:
     from the id."""
     pictures: dict[Any, int] = {}  # by id
     images = annotations = 0
-    annotations_first = False
+    annotations_first = windows = False
     for key, block in read_lists(file):
         if key == "images" and block:
-            _read_coco_images(collector, images, block, pictures)
+            if not images:
+                windows = written_on_windows(file, _texts(block, "file_name"))
+            _read_coco_images(collector, images, block, pictures, windows)
             images += len(block)
         elif key == "annotations" and block:
             annotations_first = annotations_first or not images
@@ -147,7 +172,9 @@ def _read_coco(collector: Collector, file: Path) -> None:
                 annotations += len(block)
 
 
-def _read_coco_images(collector: Collector, start: int, items: list[Any], pictures: dict[Any, int]) -> None:
+def _read_coco_images(
+    collector: Collector, start: int, items: list[Any], pictures: dict[Any, int], windows: bool
+) -> None:
     """Notes the pictures from number `start` on, and their ids."""
     for number, item in enumerate(items, start):
         where = f"{collector.name}: image {number}"
@@ -159,7 +186,7 @@ def _read_coco_images(collector: Collector, start: int, items: list[Any], pictur
         if not isinstance(identity, (int, str)):
             collector.problem(f"{where} ({name})", "has no id")
             continue
-        picture = collector.picture(f"{where} ({name})", name)
+        picture = collector.picture(f"{where} ({name})", name.replace("\\", "/") if windows else name)
         if picture is not None and pictures.setdefault(identity, picture) != picture:
             collector.problem(f"{where} ({name})", f"has the id {identity} of another picture before it")
 
@@ -189,9 +216,14 @@ def _fault_of_annotation(item: Any, pictures: dict[Any, int]) -> str:
     return "" if "caption" in item else "has no caption"
 
 
-def _read_items(collector: Collector, file: Path) -> None:
-    for number, item in _items(file, ""):
-        _read_item(collector, f"{collector.name}: item {number}", item)
+def _take(collector: Collector, file: Path, items: Iterator[tuple[str, Any]]) -> None:
+    """Hands objects with image and caption to the collector. Raises DataError where the pictures are addresses."""
+    first = list(islice(items, LOOKED_AHEAD))
+    objects = [item for _, item in first if isinstance(item, dict)]
+    images = [item.get(_image_key(item, _keys_of(tuple(item)))) for item in objects]
+    windows = written_on_windows(file, (image for image in images if isinstance(image, str)))
+    for where, item in chain(first, items):
+        _read_item(collector, where, item, windows)
 
 
 class _Keys(NamedTuple):
@@ -199,28 +231,42 @@ class _Keys(NamedTuple):
 
     image: str
     captions: tuple[str, ...]
+    likely: tuple[str, ...]  # for the picture, where there is no such key
 
 
 @lru_cache(maxsize=1000)
 def _keys_of(keys: tuple[str, ...]) -> _Keys:
     names = {key.lower(): key for key in keys}
     image = next((names[name] for name in IMAGE_COLUMNS if name in names), "")
-    caption = next((names[name] for name in CAPTION_COLUMNS if name in names), "")
-    numbered = tuple(key for name, key in names.items() if NUMBERED_CAPTION.fullmatch(name))
-    return _Keys(image, (caption,) if caption else numbered)
+    likely = () if image else tuple(names[name] for name in LIKELY_IMAGE_COLUMNS if name in names)
+    return _Keys(image, tuple(names[name] for name in caption_names(names)), likely)
 
 
-def _read_item(collector: Collector, where: str, item: Any) -> None:
-    """One picture with its caption or captions, under any of the usual names."""
+def _image_key(item: dict[str, Any], keys: _Keys) -> str:
+    """Under which key an object names its picture; "" for none that is known."""
+    return keys.image or next((key for key in keys.likely if _is_picture(item[key])), "")
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, str) and PICTURE_NAME.fullmatch(value.strip()) is not None
+
+
+def _read_item(collector: Collector, where: str, item: Any, windows: bool) -> None:
+    """One picture with its caption or captions, under any of the usual names. `windows`: backslashes stand between
+    the folders of the picture."""
     if not isinstance(item, dict):
-        collector.problem(where, "is no object with image and caption")
+        bad = isinstance(item, Exception)
+        collector.problem(where, f"is not JSON: {item}" if bad else "is no object with image and caption")
         return
     keys = _keys_of(tuple(item))
-    image, split = item.get(keys.image), item.get("split")
+    key = _image_key(item, keys)
+    image, split = item.get(key), item.get("split")
     if not isinstance(image, str):
         expected = ", ".join(IMAGE_COLUMNS[:5])
-        collector.problem(where, f"its {keys.image} is no text" if keys.image else f"has none of {expected}, ...")
+        collector.problem(where, f"its {key} is no text" if key else f"has none of {expected}, ...")
         return
+    if windows:
+        image = image.replace("\\", "/")
     picture = collector.picture(where, image, split if isinstance(split, str) else None)
     if picture is None:
         return
@@ -231,7 +277,8 @@ def _read_item(collector: Collector, where: str, item: Any) -> None:
             return
         captions = captions if isinstance(captions, list) else [captions]
     else:  # caption_0, caption_1, ...: of some pictures there are fewer
-        captions = [item[key] for key in keys.captions if item[key] not in ("", None)]
+        values = [item[key] for key in keys.captions if item[key] not in ("", None)]
+        captions = [text for value in values for text in (value if isinstance(value, list) else [value])]
     if not keys.captions:
         collector.problem(f"{where} ({image})", f"has none of {', '.join(CAPTION_COLUMNS[:3])}, ...")
     collector.add_captions(where, picture, list(map(_raw, captions)), image)

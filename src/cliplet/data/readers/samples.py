@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,7 +18,7 @@ from cliplet.data.records import Problem, Records, RecordsBuilder
 from cliplet.errors import DataError
 
 MAX_SPLIT = 40  # characters of a split's name
-MAX_SPLITS = 1000  # somebody's own field `split` may hold anything
+MAX_SPLITS = 900  # somebody's own field `split` may hold anything; records take 1,000, the shards' own among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class ShardScan:
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    advice: str = ""  # what to do where no tar could be read at all
 
     def problem(self, where: str, reason: str) -> None:
         """Writes a fault down. `where` is made one that can be written in UTF-8."""
@@ -47,11 +49,14 @@ def gather(
     path: str, root: str, scans: Iterable[tuple[str, str, ShardScan]], problems: list[Problem], hint: str
 ) -> Records:
     """The records of shards, each with its file's name below `root` and the split that it has where its samples name
-    none; their problems are put to the others. Raises DataError, with the hint, where no picture is found."""
+    none; their problems are put to the others. Raises DataError where no picture is found, with the hint, or with the
+    advice of the first shard if none could be read."""
     builder = RecordsBuilder()
     splits: set[str] = set()
+    advice: list[str] = []
     for file, shards_split, scan in scans:
         problems += scan.problems
+        advice.append(scan.advice)
         for sample in scan.samples:
             name = sample.name.replace("?", "%3F")  # no name shall look like a place
             place = tar_member(file, name, sample.offset, sample.size)
@@ -67,6 +72,7 @@ def gather(
         problems.append(Problem(path, f"names {MAX_SPLITS:,} splits; what comes after has its shard's"))
     if not records:
         first = f" The first problem: {problems[0].where} {problems[0].reason}." if problems else ""
+        hint = advice[0] if advice and all(advice) else hint
         raise DataError(f"{path}: holds no picture with a caption.{first}", hint)
     return records
 
@@ -78,10 +84,13 @@ def scan_tar(file: str | Path, label: str) -> ShardScan:
     """
     scan = ShardScan()
     try:
+        if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for
+            raise OSError("it is a folder, or no file of another kind")
         with open(file, "rb", buffering=BUFFER) as stream:
             _scan(stream, scan, label)
     except OSError as error:
         scan.problem(label, f"cannot be read: {error.strerror or error}")
+        scan.advice = "Check the path, and that the file may be read."
     return scan
 
 
@@ -109,29 +118,41 @@ def _scan(stream: BinaryIO, scan: ShardScan, label: str) -> None:
     def name_fault(name: str, reason: str) -> None:
         scan.problem(f"{label}: {name}", reason)
 
-    try:
-        for key, run in groupby(members(stream, name_fault), attrgetter("key")):
-            fields = {}
-            for member in run:
-                if member.ending in fields:
-                    scan.problem(f"{label}: {member.name}", "stands twice in the shard; the first is taken")
-                else:
-                    fields[member.ending] = member
-            if key in keys:
-                scan.problem(f"{label}: {key}", "its key stands earlier in the shard; the first is taken")
-                continue
-            keys.add(key)
-            _add_sample(key, fields, scan, label)
-            before, fields = fields, {}
-    except Damage as damage:
-        # A part of the last sample may be lost, its split for one. It is whole if the break is in another one, or if it
-        # holds what the one before holds.
-        whole = damage.key is not None or not before or fields.keys() == before.keys()
-        kept = bool(fields) and key not in keys and damage.key != key and whole
-        lost = damage.key or (key if fields and not kept else "")
-        scan.problem(label, damage.reason + (f"; its last picture, {lost}, is left out" if lost else ""))
-        if kept:
-            _add_sample(key, fields, scan, label)
+    at: int | None = 0
+    while at is not None:
+        beside_a_gap, fields, key = at > 0, {}, ""
+        try:
+            for key, run in groupby(members(stream, name_fault, at), attrgetter("key")):
+                fields = {}
+                for member in run:
+                    if member.ending in fields:
+                        scan.problem(f"{label}: {member.name}", "stands twice in the shard; the first is taken")
+                    else:
+                        fields[member.ending] = member
+                first_after_gap, beside_a_gap = beside_a_gap, False
+                if key in keys:
+                    scan.problem(f"{label}: {key}", "its key stands earlier in the shard; the first is taken")
+                    continue
+                keys.add(key)
+                if first_after_gap and before and fields.keys() != before.keys():
+                    scan.problem(f"{label}: {key}", "may have lost a part to the damage before it; it is left out")
+                    continue
+                _add_sample(key, fields, scan, label)
+                before, fields = fields, {}
+            at = None
+        except Damage as damage:
+            # A part of the last sample may be lost, its split for one. It is whole if the break is in another one, or
+            # if it holds what the one before holds.
+            whole = damage.key is not None or not before or fields.keys() == before.keys()
+            kept = bool(fields) and key not in keys and damage.key != key and whole
+            lost = damage.key or (key if fields and not kept else "")
+            scan.problem(label, damage.reason + (f"; its last picture, {lost}, is left out" if lost else ""))
+            if kept:
+                keys.add(key)
+                _add_sample(key, fields, scan, label)
+            if at == 0 and not key and damage.resume is None:
+                scan.advice = "Look at what the file holds: it should be an uncompressed tar."
+            at = damage.resume
 
 
 def _add_sample(key: str, fields: dict[str, Member], scan: ShardScan, label: str) -> None:

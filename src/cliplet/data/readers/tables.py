@@ -10,22 +10,23 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from cliplet.data.readers.collector import READ_FORMS, Collector
+from cliplet.data.readers.collector import Collector
+from cliplet.data.readers.columns import (
+    ENDING,
+    LOOKED_AHEAD,
+    Row,
+    TableColumns,
+    names_both,
+    table_columns,
+    written_on_windows,
+)
 from cliplet.errors import DataError
 
-IMAGE_COLUMNS = ("image", "image_name", "image_path", "image_file", "file", "file_name", "filename", "filepath", "path")
-_CAPTIONS = ("caption", "captions", "caption_text", "text", "sentence", "sentences", "title", "alt_text")
-CAPTION_COLUMNS = (*_CAPTIONS, "comment", "comments", "raw")
-NUMBERED_CAPTION = re.compile(r"(caption|sentence|text|comment)_?\d+")
 MAX_LINES_OF_A_ROW = 20  # of a CSV cell with line breaks in it
-LOOKED_AHEAD = 50  # rows that tell whether the first one is a header
-
-_ENDING = r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|jp2)"
-PICTURE_NAME = re.compile(rf".+{_ENDING}", re.IGNORECASE)
-PLAIN_NAME = re.compile(rf"[^\t|,;]+{_ENDING}", re.IGNORECASE)  # with nothing in it that may be a delimiter
-ROW_START = {mark: re.compile(rf"\"?[^{mark}\"]+{_ENDING}\"?{mark}", re.IGNORECASE) for mark in ",;"}
+PLAIN_NAME = re.compile(rf"[^\t|,;]+{ENDING}", re.IGNORECASE)  # with nothing in it that may be a delimiter
+ROW_START = {mark: re.compile(rf"\"?[^{mark}\"]+{ENDING}\"?{mark}", re.IGNORECASE) for mark in ",;"}
 TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
 DELIMITERS = {"\t": "TSV", "|": "table with |", ",": "CSV", ";": "CSV with ;"}
 PYTHON_TEXT = r"""(?:u?'(?:[^'\\]|\\.)*'|u?"(?:[^"\\]|\\.)*"|None|nan)"""
@@ -48,31 +49,25 @@ def read_token_file(collector: Collector, file: Path) -> str:
     return "Flickr token file"
 
 
-class _Columns(NamedTuple):
-    image: int
-    captions: tuple[int, ...]
-    split: int | None
-    width: int
-    named: bool  # by a header; without one, further columns are passed over
-
-
 def read_table(collector: Collector, file: Path, head: str) -> str:
     """Rows of picture and caption, with or without a header; `head` is the first line or more, by which the delimiter
     is known.
 
     A header may name a column `split`, and several captions (`caption_0`, `caption_1`, ...), of which some may be
-    left empty. A caption that is a JSON list, or a Python list of texts, is as many captions.
+    left empty. A caption that is a JSON list, or a Python list of texts, is as many captions. Raises DataError where
+    it is not clear what the columns are, and where the pictures are addresses.
     """
     delimiter = _delimiter(head)
     rows = _rows(collector, file, delimiter)
     first = list(islice(rows, LOOKED_AHEAD))
     if not first:
         return DELIMITERS[delimiter]
-    columns, header = _columns(collector, file, first)
+    columns, header = table_columns(collector, file, first, delimiter)
     if header is not None:
         del first[header]
-    _take(collector, iter(first), columns, delimiter)
-    _take(collector, rows, columns, delimiter)
+    windows = written_on_windows(file, (cells[columns.image] for _, cells, _ in first if len(cells) > columns.image))
+    _take(collector, iter(first), columns, delimiter, windows)
+    _take(collector, rows, columns, delimiter, windows)
     return DELIMITERS[delimiter]
 
 
@@ -88,19 +83,19 @@ def _delimiter(head: str) -> str:
         found = (any(map(PLAIN_NAME.fullmatch, cells(line, delimiter)[:2])) for line in lines if delimiter in line)
         return sum(found)
 
-    headed = [delimiter for delimiter in DELIMITERS if _header(cells(line, delimiter))]
+    headed = [delimiter for delimiter in DELIMITERS if names_both(cells(line, delimiter))]
     best = max(DELIMITERS, key=pictures)
     if headed or pictures(best):
         return headed[0] if headed else best
     return next((d for d in "\t|" if d in line), ";" if ";" in line and "," not in line else ",")
 
 
-def _take(collector: Collector, rows: Iterator[_Row], columns: _Columns, delimiter: str) -> None:
-    """Hands the rows to the collector."""
+def _take(collector: Collector, rows: Iterator[Row], columns: TableColumns, delimiter: str, windows: bool) -> None:
+    """Hands the rows to the collector. `windows`: backslashes stand between the folders of a picture."""
     name, image, width, split_at = collector.name, columns.image, columns.width, columns.split
     caption_at = columns.captions[0] if len(columns.captions) == 1 else None
     # A caption that was not quoted though it holds the delimiter is whole again, where it is the last cell.
-    joins = delimiter != "\t" and caption_at == width - 1
+    joins = columns.joins and delimiter != "\t" and caption_at == width - 1
     for number, cells, text in rows:
         where = f"{name}:{number}"
         if len(cells) != width:
@@ -113,6 +108,8 @@ def _take(collector: Collector, rows: Iterator[_Row], columns: _Columns, delimit
                 continue
             if surplus and joins:
                 cells[width - 1] = _rest(cells, text, delimiter, width - 1)
+        if windows:
+            cells[image] = cells[image].replace("\\", "/")
         picture = collector.picture(where, cells[image], cells[split_at].strip() if split_at is not None else None)
         if picture is None:
             continue
@@ -125,53 +122,6 @@ def _take(collector: Collector, rows: Iterator[_Row], columns: _Columns, delimit
             collector.problem(f"{where} ({cells[image].strip()})", str(error))
             continue
         collector.add_captions(where, picture, [caption for captions in listed for caption in captions], cells[image])
-
-
-def _columns(collector: Collector, file: Path, first: list[_Row]) -> tuple[_Columns, int | None]:
-    """Where picture, captions and split stand, and which of the first rows is the header, if any is."""
-    wide = [(at, number, cells) for at, (number, cells, _) in enumerate(first) if len(cells) > 1]
-    if not wide:
-        number, row, _ = first[0]
-        raise DataError(f"{file}:{number}: expected a picture and a caption, found {row}", f"Read are {READ_FORMS}.")
-    at, number, row = wide[0]
-    header = _header(row)
-    if header:
-        return header, at
-
-    def most(count: int) -> bool:
-        return 2 * count > len(wide) - 1  # those after the first, which may be a header
-
-    looks = [_look(cells) for _, _, cells in wide]
-    columns = _Columns(image=0, captions=(1,), split=None, width=2, named=False)
-    if sum(second for _, second in looks) > sum(first for first, _ in looks):
-        columns = columns._replace(image=1, captions=(0,))
-    elif most(sum(len(cells) > 2 and cells[1].strip().isdecimal() for _, _, cells in wide)):  # of the caption
-        columns = columns._replace(captions=(2,), width=3)
-    named = [look[columns.image] for look in looks]
-    if not named[0] and most(sum(named)):
-        collector.problem(
-            f"{collector.name}:{number}",
-            f"names its columns {', '.join(cell.strip() for cell in row[:4])}, none of which is known; column "
-            f"{columns.image + 1} is taken for the picture and column {columns.captions[0] + 1} for the caption",
-        )
-        return columns, at
-    return columns, None
-
-
-def _look(cells: list[str]) -> list[bool]:
-    """Whether the first cell looks like a picture's name, and the second."""
-    return [PICTURE_NAME.fullmatch(cell.strip()) is not None for cell in cells[:2]]
-
-
-def _header(row: list[str]) -> _Columns | None:
-    """Where picture, captions and split stand, if this row names its columns."""
-    names = [cell.strip().lower() for cell in row]
-    image = next((names.index(name) for name in IMAGE_COLUMNS if name in names), None)
-    caption = next((names.index(name) for name in CAPTION_COLUMNS if name in names), None)
-    captions = [caption] if caption is not None else [i for i, n in enumerate(names) if NUMBERED_CAPTION.fullmatch(n)]
-    if image is None or not captions:
-        return None
-    return _Columns(image, tuple(captions), names.index("split") if "split" in names else None, len(names), True)
 
 
 def _listed(cell: str) -> list[Any]:
@@ -203,13 +153,18 @@ def _python_list(text: str) -> list[Any]:
     return [None if item in ("None", "nan") else ast.literal_eval(item) for item in items]
 
 
-_Row = tuple[int, list[str], str]  # the number of its first line, its cells, its text
-
-
 def _lines(collector: Collector, file: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines without their ends; a line that is not UTF-8 is a problem, not an end."""
+    """Numbered lines without their ends; a line that is not UTF-8 is a problem, not an end.
+
+    Raises DataError for a file all of whose lines end as on an old Mac.
+    """
     with file.open("rb") as stream:
         for number, raw in enumerate(stream, start=1):
+            if number == 1 and not raw.endswith(b"\n") and b"\r" in raw.rstrip(b"\r"):
+                raise DataError(
+                    f"{file}: its lines end with a carriage return only, as on an old Mac",
+                    f"Save it with line feeds: tr '\\r' '\\n' < {file.name} > lines-{file.name}",
+                )
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -218,7 +173,7 @@ def _lines(collector: Collector, file: Path) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r\n")
 
 
-def _rows(collector: Collector, file: Path, delimiter: str) -> Iterator[_Row]:
+def _rows(collector: Collector, file: Path, delimiter: str) -> Iterator[Row]:
     """Rows that are not empty. A quote never closed costs its line and no other."""
     lines = _lines(collector, file)
     if delimiter in "\t|":  # such files are mostly written without quoting, so a quote is a plain character
@@ -230,7 +185,7 @@ def _rows(collector: Collector, file: Path, delimiter: str) -> Iterator[_Row]:
     yield from _csv_rows(collector, lines, delimiter)
 
 
-def _csv_rows(collector: Collector, lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[_Row]:
+def _csv_rows(collector: Collector, lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[Row]:
     ahead: deque[tuple[int, str]] = deque()
     while first := ahead.popleft() if ahead else next(lines, None):
         number, line = first

@@ -19,6 +19,9 @@ MAX_TEXT = 2**22  # bytes of a .json or .txt; more is no caption
 BUFFER = 2**16
 BLOCK = tarfile.BLOCKSIZE
 ZEROS = bytes(BLOCK)
+END_MARK = 2 * BLOCK  # bytes of zeros; most programs fill the file up with more of them
+MAGIC, MAGIC_AT = b"ustar", 257  # in a header's block
+STRETCH = 2**20  # bytes read at a time where there are no members
 PAX_THAT_MATTERS = re.compile(rb" (?:path|size|linkpath|hdrcharset|GNU\.sparse[^=]*)=")
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -36,22 +39,32 @@ class Member:
 
 
 class Damage(Exception):
-    """The tar cannot be read on. `key`: of the member that it breaks off in, where that is known."""
+    """The tar cannot be read on. `key`: of the member that it breaks off in, where that is known; `resume`: the byte
+    of the next header behind the damage, where one was found."""
 
-    def __init__(self, reason: str, key: str | None = None):
+    def __init__(self, reason: str, key: str | None = None, resume: int | None = None):
         super().__init__(reason)
-        self.reason, self.key = reason, key
+        self.reason, self.key, self.resume = reason, key, resume
 
 
-def members(stream: BinaryIO, problem: Callable[[str, str], None]) -> Iterator[Member]:
+def members(stream: BinaryIO, problem: Callable[[str, str], None], begin: int = 0) -> Iterator[Member]:
     """Pictures, captions and JSON in the tar's order; `problem(name, reason)` is told of members that are left out.
 
+    Tars that were joined to one file are read one after the other. `begin`: where a Damage before said to resume.
     Raises Damage where the tar cannot be read on.
     """
     end = stream.seek(0, 2)
-    _check_kind(stream, end)
-    at = 0
-    while header := _header(stream, at, end):
+    if begin == 0:
+        _check_kind(stream, end)
+    at = begin
+    while True:
+        header = _header(stream, at, end)
+        if header is None:
+            joined = _joined_tar(stream, begin, at, end)
+            if joined is None:
+                return
+            begin = at = joined
+            continue
         name, start, size, at, reason = header
         match = KEY.fullmatch(name)
         if start + size > end:
@@ -105,6 +118,56 @@ def _header(stream: BinaryIO, at: int, end: int) -> Header | None:
     if header is None or header[2] < 0 or header[3] <= at:  # backwards it would go on for ever
         raise Damage(f"is damaged at byte {at:,} of {end:,}; what comes after is left out")
     return header
+
+
+def _joined_tar(stream: BinaryIO, begin: int, at: int, end: int) -> int | None:
+    """Where another tar begins after the zeros at byte `at`, which end the tar from `begin` on; None where nothing
+    comes after them. Raises Damage for zeros that are no tar's end, and for what is no tar."""
+    after = _after_zeros(stream, at, end)
+    if after >= end:
+        return None
+    stream.seek(after)
+    follows = _is_header(stream.read(BLOCK))
+    filled_up = 0 in (after % tarfile.RECORDSIZE, (after - begin) % tarfile.RECORDSIZE)
+    if follows and (after - at == END_MARK or (after - at > END_MARK and filled_up)):
+        return after
+    resume = after if follows else _next_header(stream, after)
+    if resume is None:
+        raise Damage(f"holds {end - after:,} bytes after its end mark that are no tar members; they are left out")
+    reason = f"holds {resume - at:,} bytes from byte {at:,} on that are no tar members; what stood there is lost"
+    raise Damage(reason, resume=resume)
+
+
+def _after_zeros(stream: BinaryIO, at: int, end: int) -> int:
+    """The first block from byte `at` on that is not all zeros; `end` where there is none."""
+    stream.seek(at)
+    while data := stream.read(STRETCH):
+        if data != bytes(len(data)):
+            return at + (len(data) - len(data.lstrip(b"\0"))) // BLOCK * BLOCK
+        at += len(data)
+    return end
+
+
+def _next_header(stream: BinaryIO, at: int) -> int | None:
+    """The first header from byte `at` on."""
+    stream.seek(at)
+    while data := stream.read(STRETCH):
+        found = data.find(MAGIC)
+        while found >= 0:
+            start = found - MAGIC_AT
+            if start >= 0 and start % BLOCK == 0 and _is_header(data[start : start + BLOCK]):
+                return at + start
+            found = data.find(MAGIC, found + 1)
+        at += len(data)
+    return None
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")  # it holds the block against its checksum
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
 
 
 def _plain(block: bytes) -> tuple[bytes, str, int] | None:

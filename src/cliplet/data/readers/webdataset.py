@@ -104,7 +104,8 @@ def _scan(root: str, tell: Tell, shard: _Shard) -> tuple[str, ShardScan]:
     try:
         file = fetch(shard.place, tell)
     except DataError as error:
-        return shard.place, ShardScan(problems=[Problem(shard.label, error.message.removeprefix(f"{shard.label}: "))])
+        problem = Problem(shard.label, error.message.removeprefix(f"{shard.label}: "))
+        return shard.place, ShardScan(problems=[problem], advice=error.hint)
     return str(file), scan_tar(file, shard.label)
 
 
@@ -132,18 +133,24 @@ def _are_shards(folder: Path) -> bool:
     shards = _in_folder(folder)
     names = [name.lower() for name in os.listdir(folder)] if shards else []
     annotated = any(name.endswith(ANNOTATIONS) and not name.endswith(STATISTICS) for name in names)
-    return bool(shards) and (not annotated or has_captions(folder / shards[0].place))
+    files = (folder / shard.place for shard in shards)
+    return bool(shards) and (not annotated or has_captions(next(file for file in files if file.is_file())))
 
 
 def _in_folder(folder: Path) -> list[_Shard]:
-    """The tars in a folder and in its folders train, val, test; compressed ones if there are no others."""
+    """The tars in a folder and in its folders train, val, test; compressed ones if there are no others.
+
+    Beside a tar, links that lead nowhere and folders with a tar's name are taken too, so that reading names them.
+    """
     names = os.listdir(folder)  # of a million pictures maybe: what is no tar is passed over quickly
     files = sorted(filter(_is_tar, names))
     for name in sorted(name for name in names if name.lower() in SPLITS and (folder / name).is_dir()):
         files += [f"{name}/{file}" for file in sorted(filter(_is_tar, os.listdir(folder / name)))]
-    files = [file for file in files if (folder / file).is_file()]
-    tars = [file for file in files if file.lower().endswith(TAR)]
-    shards = tars or [file for file in files if re.search(r"\d\.t[^/]*$", file)]  # archives have no number
+    there = [file for file in files if (folder / file).is_file()]
+    if any(file.lower().endswith(TAR) for file in there):
+        shards = [file for file in files if file.lower().endswith(TAR)]
+    else:
+        shards = [file for file in there if re.search(r"\d\.t[^/]*$", file)]  # archives have no number
     return [_Shard(file, file, _split(file)) for file in shards]
 
 
