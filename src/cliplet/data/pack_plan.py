@@ -69,7 +69,7 @@ def split_records(source: ImageTextSource, split: str) -> dict[str, Records]:
     records = source.select(split)
     if not source.makes_splits:
         return {name: records.in_splits([name]) for name in records.splits}
-    held = np.fromiter((held_out(record.image) for record in records), bool, len(records))
+    held = np.fromiter(map(held_out, records.images()), bool, len(records))
     parts = {"train": np.flatnonzero(~held), "val": np.flatnonzero(held)}
     return {name: records.picked(rows) for name, rows in parts.items() if len(rows)}
 

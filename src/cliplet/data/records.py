@@ -145,6 +145,10 @@ class Records(Sequence[ImageText]):
             taken[np.flatnonzero(splits == code)[:count]] = True
         return self.picked(np.flatnonzero(taken))
 
+    def images(self) -> Iterator[str]:
+        """Where every picture is."""
+        return map(self.image, range(len(self)))
+
     def captions(self) -> Iterator[str]:
         """Every caption, picture by picture."""
         return (caption for record in self for caption in record.captions)
@@ -293,7 +297,9 @@ class ImageTextSource:
         if split == "all":
             chosen = self.records
         elif self.makes_splits and set(names) <= {"train", "val"}:
-            chosen = self.records.picked(np.flatnonzero([self.split_of(one) in names for one in self.records]))
+            held = np.fromiter(map(held_out, self.records.images()), bool, len(self.records))
+            taken = ("val" in names) * held + ("train" in names) * ~held
+            chosen = self.records.picked(np.flatnonzero(taken))
         elif all(name in splits for name in names):
             chosen = self.records.in_splits(names)
         else:
