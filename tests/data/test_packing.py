@@ -523,7 +523,9 @@ def heavy(tmp_path_factory):
 
 def command(heavy, out, *more):
     words = ["pack", str(heavy), str(out), "--shard-pictures", "5", "--size", "200", "--workers", "2", *more]
-    return [sys.executable, "-m", "cliplet", *words]
+    # Whoever runs the tests in the background of a shell script passes on that SIGINT is ignored.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    return [sys.executable, "-c", code + "from cliplet.cli import main; sys.exit(main(sys.argv[1:]))", *words]
 
 
 @pytest.fixture(scope="module")
