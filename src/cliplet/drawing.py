@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cliplet.data.images import load_image
 from cliplet.errors import DataError
+from cliplet.files import written_beside
 
 Picture = Image.Image | str | Path
 Answer = tuple[Picture, float, bool]  # a picture, its score, and whether it is a right one
@@ -113,13 +113,8 @@ def save_picture(image: Image.Image, file: Path) -> None:
     """
     if file.suffix.lower() not in Image.registered_extensions():
         raise DataError(f"{file}: {file.suffix or 'no ending'} is no picture format", "Name it SOMETHING.png.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
-    try:
+    with written_beside(file) as beside:
         image.save(beside)
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def thumbnail(picture: Picture, side: int) -> Image.Image:

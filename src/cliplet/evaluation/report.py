@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +18,7 @@ from string import Template
 from typing import Any
 
 from cliplet.drawing import Answer, short_reason, thumbnail
+from cliplet.files import written_beside
 
 THUMBNAIL = 224  # pixels of the longer side
 CURVE_POINTS = 300  # a longer curve is drawn as means over equal stretches
@@ -67,13 +67,8 @@ def write_report(
         notes=_section("Notes", _list([*notes, *warnings[:WARNINGS]])),
     )
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with written_beside(file) as beside:
         beside.write_text(page, encoding="utf-8", errors="replace")  # half a character must not cost the report
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _section(heading: str, content: str) -> str:

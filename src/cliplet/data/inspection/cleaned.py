@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from cliplet.data.inspection.result import Inspection
 from cliplet.data.inspection.survey import Survey
 from cliplet.data.places import ARROW_ROW, TAR_MEMBER, arrow_row, tar_member
 from cliplet.errors import DataError
+from cliplet.files import written_beside
 
 WRITTEN_BY = "cliplet inspect --fix"
 
@@ -78,16 +78,10 @@ def write_cleaned(inspection: Inspection, file: Path, overwrite: bool = False) -
     merged = _merged(survey, leaked)
     taken = {row for rows in merged.values() for row in rows}
     writer = _Writer(survey)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as stream:
-            for row in np.flatnonzero(readable & ~leaked).tolist():
-                if row not in taken:
-                    stream.write(writer.line(row, merged.get(row, [])))
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(file) as beside, beside.open("w", encoding="utf-8") as stream:
+        for row in np.flatnonzero(readable & ~leaked).tolist():
+            if row not in taken:
+                stream.write(writer.line(row, merged.get(row, [])))
     return Cleaned(
         pictures=writer.pictures,
         captions=writer.captions,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -25,6 +24,7 @@ from cliplet.data.inspection.table import NOT_ALL_SOUGHT, in_script, kinds, numb
 from cliplet.data.places import file_name
 from cliplet.drawing import short_reason, thumbnail
 from cliplet.errors import DataError
+from cliplet.files import written_beside
 
 THUMBNAIL = 200  # pixels of the longer side
 PER_SPLIT = 12  # pictures shown
@@ -68,13 +68,8 @@ def write_page(inspection: Inspection, file: Path, seed: int = 0) -> None:
         captions=_section("Captions", _captions(inspection)),
         problems=_section("Files and records", "".join(_problems(inspection))),
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with written_beside(file) as beside:
         beside.write_text(page, encoding="utf-8", errors="replace")  # half a character must not cost the page
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _section(heading: str, content: str, anchor: str = "") -> str:
