@@ -4,13 +4,15 @@
 # make test-slow the tests that take minutes, a fresh clone's two commands among them
 # make bench     loading and reading beside their peers; PHOTOS=folder of JPEGs, ANNOTATIONS=COCO's captions JSON
 # make bench-recipes  whether every recipe learns, from scratch at full size; about an hour on two cores
+# make bench-training  steps, chunks, frozen features and ranks beside their peers; DATA=path/to/flickr8k
+# make bench-gpu   steps of three recipes on a GPU: speed, share of its peak, memory
 # Each sets up .venv first, once; nothing is installed again until pyproject.toml or constraints.txt change.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench bench-recipes setup
+.PHONY: demo test test-slow lint format bench bench-recipes bench-training bench-gpu setup
 
 demo: $(VENV)/.train
 	$(BIN)/cliplet demo
@@ -39,6 +41,13 @@ bench: $(VENV)/.dev
 bench-recipes: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "name a data set: make bench-recipes DATA=path/to/flickr8k"; exit 1; }
 	$(BIN)/python benchmarks/recipes.py $(DATA)
+
+bench-training: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "name a data set: make bench-training DATA=path/to/flickr8k"; exit 1; }
+	for part in step chunks heads ranks; do $(BIN)/python benchmarks/training.py $$part --data $(DATA) || exit 1; done
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu.py
 
 setup: $(VENV)/.dev
 

@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 # Models this small gain nothing by a second thread, which waits for the first one wherever the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Training would make malloc keep memory for the rest of the process, and tests that measure memory run in the same one.
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "131072")
 
 import numpy as np
 import pytest

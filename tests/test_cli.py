@@ -401,3 +401,52 @@ def test_a_path_in_brackets_is_no_markup(data_set, saved_model, tmp_path, capsys
     shutil.copytree(data_set, odd)
     assert main(["evaluate", str(saved_model), str(odd), "--quarantine", str(tmp_path / "q.jsonl")]) == 0
     assert "[/red]" in capsys.readouterr().out
+
+
+@pytest.fixture
+def tuned_model(saved_model, tmp_path):
+    """A run folder, with a model in it whose weights are those of `saved_model` and a half."""
+    from cliplet.models import DualEncoder
+
+    tuned = DualEncoder.from_pretrained(saved_model)
+    for parameter in tuned.parameters():
+        parameter.data.add_(0.5)
+    tuned.save_pretrained(tmp_path / "run" / "model")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("words", "moved"), [([], 0.25), (["--share", "0.2"], 0.1), (["--share=0"], 0.0)])
+def test_interpolate_writes_a_model_that_opens(saved_model, tuned_model, words, moved, tmp_path, capsys):
+    from safetensors.numpy import load_file
+
+    out = tmp_path / "a mix"
+    assert main(["interpolate", str(saved_model), str(tuned_model), str(out), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "0.4 M parameters" in printed and f"cliplet evaluate '{out}' DATA" in printed
+    start, mixed = (load_file(folder / "model.safetensors") for folder in (saved_model, out))
+    gap = mixed["image_head.1.weight"] - start["image_head.1.weight"]
+    assert abs(gap - moved).max() < 1e-6
+    card = (out / "README.md").read_text()
+    share = 2 * moved
+    assert f"| weights | {1 - share:g} of {saved_model} + {share:g} of {tuned_model} (WiSE-FT" in card
+    assert "# a mix" in card and "cliplet interpolate " in card
+    assert cliplet.load(out).encode_text(["a red boat"]).shape == (1, 16)
+    assert main(["inspect", str(out)]) == 0
+
+
+def test_interpolate_what_does_not_go(fails, saved_model, tuned_model, tiny_config, captions, tmp_path):
+    from cliplet.models import DualEncoder
+
+    out = tmp_path / "out"
+    for share in ("1.5", "-0.1", "nan"):
+        assert "must lie from 0 to 1" in fails("interpolate", saved_model, tuned_model, out, f"--share={share}")
+    assert "no such model folder" in fails("interpolate", tmp_path / "none", tuned_model, out)
+    assert "is no model folder" in fails("interpolate", saved_model, tmp_path, out)
+    DualEncoder.build(tiny_config.model_copy(update={"embed_dim": 8}), captions).save_pretrained(tmp_path / "other")
+    said = fails("interpolate", saved_model, tmp_path / "other", out)
+    assert "not the same model" in said and "model.embed_dim: 16 -> 8" in said and "start_from" in said
+    assert not out.exists()
+    before = (tuned_model / "model" / "README.md").stat().st_mtime_ns
+    for place in (tuned_model / "model", tuned_model, saved_model):
+        assert "is there already" in fails("interpolate", saved_model, tuned_model, place)
+    assert (tuned_model / "model" / "README.md").stat().st_mtime_ns == before

@@ -171,6 +171,7 @@ def test_differences_name_each_key_that_differs():
         "train.stages.2.image_lr: (absent) -> None",
         "train.stages.2.text_lr: (absent) -> None",
         "train.stages.2.head_lr: (absent) -> None",
+        "train.stages.2.augment: (absent) -> True",
         "train.stages.2.loss.info_nce: (absent) -> None",
         "train.stages.2.loss.siglip: (absent) -> None",
         "train.stages.2.loss.hard_negative: (absent) -> None",

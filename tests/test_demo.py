@@ -44,9 +44,9 @@ def test_every_query_asks_for_something_that_scenes_have():
 
 
 def test_a_whole_small_demo(tmp_path: Path, monkeypatch, capsys):
-    """The same story with a tenth of the scenes and one epoch, twice: the second replaces the first."""
-    monkeypatch.setattr(demo, "TRAIN", 128)
-    monkeypatch.setattr(demo, "VAL", 16)
+    """The same story with few scenes and one epoch, twice: the second replaces the first."""
+    monkeypatch.setattr(demo, "TRAIN", 64)
+    monkeypatch.setattr(demo, "VAL", 8)
     monkeypatch.setattr(demo, "TEST", 24)
     recipe = demo.recipe("demo")
     stage = recipe.train.stages[0].model_copy(update={"epochs": 1})

@@ -310,6 +310,93 @@ def test_a_kill_while_writing_leaves_the_old_model(tiny_model, tmp_path, caption
     features(cliplet.load(tmp_path / "model"), captions)
     tiny_model.save_pretrained(tmp_path / "model", card="third")  # and the next one is written as if nothing had been
     assert (tmp_path / "model" / "README.md").read_text() == "third"
+    assert len(list(tmp_path.iterdir())) == 2
+    model_folder.recover(tmp_path / "model")
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+KILLED_WHILE_REPLACING = """
+import os, shutil, signal, sys
+from pathlib import Path
+from safetensors.torch import load_file
+from cliplet import model_folder
+from cliplet.runtime.tokenizer import Tokenizer
+
+folder, between_the_renames = Path(sys.argv[1]), sys.argv[2] == "between the renames"
+owner, name = (Path, "rename") if between_the_renames else (shutil, "rmtree")
+ending = ".writing" if between_the_renames else ".old"
+original = getattr(owner, name)
+
+def killed(path, *rest, **settings):
+    if path.name.endswith(ending) and path.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(path, *rest, **settings)
+
+description, weights = model_folder.read_description(folder), load_file(folder / "model.safetensors")
+setattr(owner, name, killed)
+model_folder.write(folder, description, weights, Tokenizer.from_file(folder / "tokenizer.json", 24), card="second")
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "left", "card"),
+    [
+        ("between the renames", {".model.{}.old", ".model.{}.writing"}, "first"),
+        ("before the old is removed", {"model", ".model.{}.old"}, "second"),
+    ],
+)
+def test_a_kill_while_replacing_is_recovered_from(tiny_model, tmp_path, captions, moment, left, card):
+    folder = tmp_path / "model"
+    tiny_model.save_pretrained(folder, card="first")
+    before = contents(folder)
+    process = subprocess.Popen([sys.executable, "-c", KILLED_WHILE_REPLACING, str(folder), moment])
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert {file.name for file in tmp_path.iterdir()} == {name.format(process.pid) for name in left}
+    for _ in range(2):  # and what is in order stays so
+        model_folder.recover(folder)
+        assert [file.name for file in tmp_path.iterdir()] == ["model"]
+        assert contents(folder) == {**before, "README.md": card.encode()}
+    features(cliplet.load(folder), captions)
+
+
+NOBODY = 2**22 + 1  # Linux numbers processes up to 2**22
+
+
+def test_what_living_processes_write_and_what_is_anothers_is_not_touched(model_copy, tmp_path):
+    (tmp_path / f".copy.{NOBODY}.writing").mkdir()
+    stay = [f".copy.{os.getppid()}.writing", f".copy.5.{NOBODY}.old", f".copies.{NOBODY}.old", f".copy.{NOBODY}.notes"]
+    for name in stay:
+        (tmp_path / name).mkdir()
+    before = contents(model_copy)
+    model_folder.recover(model_copy)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*stay, "copy"])
+    assert contents(model_copy) == before
+
+
+def test_of_several_left_the_last_that_is_whole_is_put_back(model_copy, tmp_path):
+    """A half removed one is of a process that was killed later, an elder whole one of one killed before."""
+    for age, (number, card) in enumerate([(NOBODY, "half"), (NOBODY + 1, "last"), (NOBODY + 2, "elder")]):
+        left = tmp_path / f".copy.{number}.old"
+        shutil.copytree(model_copy, left)
+        (left / "README.md").write_text(card)
+        if card == "half":
+            (left / "tokenizer.json").unlink()
+        os.utime(left, (1e9 - age, 1e9 - age))
+    shutil.rmtree(model_copy)
+    model_folder.recover(model_copy)
+    assert (model_copy / "README.md").read_text() == "last"
+    assert [file.name for file in tmp_path.iterdir()] == ["copy"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_what_a_link_leads_to_is_put_back_and_no_folder_is_no_trouble(model_copy, tmp_path):
+    (tmp_path / "link").symlink_to(model_copy)
+    model_copy.rename(tmp_path / f".copy.{NOBODY}.old")
+    model_folder.recover(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and model_folder.is_model_folder(model_copy)
+    model_folder.recover(tmp_path / "none")
+    model_folder.recover(tmp_path / "no" / "parent")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["copy", "link"]
 
 
 def test_leavings_of_a_killed_process_of_the_same_number_do_no_harm(tiny_model, tmp_path):

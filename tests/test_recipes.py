@@ -276,7 +276,7 @@ def train_save_and_reopen(config, model, batch, folder):
     from cliplet.training.optim import build_optimizer, set_learning_rate
     from cliplet.training.sam import Sam
     from cliplet.training.stages import peak_rates, set_trainable
-    from cliplet.training.step import train_step
+    from cliplet.training.step import Stepper
 
     optim = config.optim
     optimizer = build_optimizer(model, optim)
@@ -288,7 +288,7 @@ def train_save_and_reopen(config, model, batch, folder):
         set_learning_rate(optimizer, peak_rates(stage, optim), 1.0)
         loss = loss_in_stage(config.loss, stage.loss)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        result = train_step(model, optimizer, scaler, [batch], loss, sam=sam, clip_norm=optim.clip_norm)
+        result = Stepper(model, optimizer, scaler, sam=sam, clip_norm=optim.clip_norm).step([batch], loss)
         assert torch.isfinite(result.loss) and result.grad_norm > 0
         moved = {n for n, p in model.named_parameters() if not torch.equal(before[n], p)}
         free = {n for n, p in model.named_parameters() if p.requires_grad}

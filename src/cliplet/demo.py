@@ -101,9 +101,9 @@ def _clear(output: Path) -> None:
         return
     if not (output / "data" / ANNOTATIONS).is_file() and not (output / "data" / "images").is_dir():
         raise TrainingError(f"{output}: is there and is no earlier demo", "Name another folder with --output.")
-    for name in ("model", "last", "tensorboard"):
+    for name in ("model", "last", "tensorboard", "checkpoints"):
         shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("config.yaml", "log.jsonl", "checkpoint.pt", "quarantine.jsonl", "report.html", "queries.png"):
+    for name in ("config.yaml", "log.jsonl", "quarantine.jsonl", "report.html", "queries.png"):
         (output / name).unlink(missing_ok=True)
 
 

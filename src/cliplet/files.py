@@ -1,7 +1,8 @@
-"""Files that are found whole or not at all."""
+"""Files that are found whole or not at all, after a power cut too."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,32 @@ from pathlib import Path
 
 @contextmanager
 def written_beside(file: Path) -> Iterator[Path]:
-    """A path beside `file`, of the same ending, to write to: it takes the file's name at the end of the block, and is
-    gone if the block fails. The folder is made."""
+    """A path beside `file`, of the same ending, to write to: it takes the file's name at the end of the block, flushed
+    to the disk before that, and is gone if the block fails. The folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
     try:
         yield beside
+        flush(beside)
         beside.replace(file)
+        flush(file.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk. Raises OSError when a file cannot be brought there."""
+    if path.is_dir():
+        # Windows opens no folders and some file systems flush none; then a name comes to the disk when it comes.
+        with contextlib.suppress(OSError):
+            _flush(path, os.O_RDONLY)
+    else:
+        _flush(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+
+
+def _flush(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -93,12 +93,24 @@ def model_card(config: RunConfig, parameters: int, metrics: dict[str, float], co
 
 def imported_card(model: ModelConfig, name: str, source: str, parameters: int, command: str) -> str:
     """The card of a model that another tool trained."""
+    return _card_without_run(model, name, f"| imported from | {source} |", parameters, command)
+
+
+def mixture_card(
+    model: ModelConfig, name: str, start: str, tuned: str, share: float, parameters: int, command: str
+) -> str:
+    """The card of a model whose weights lie between two others', `share` of the way from `start` to `tuned`."""
+    facts = f"| weights | {1 - share:g} of {start} + {share:g} of {tuned} (WiSE-FT, arXiv:2109.01903) |"
+    return _card_without_run(model, name, facts, parameters, command)
+
+
+def _card_without_run(model: ModelConfig, name: str, facts: str, parameters: int, command: str) -> str:
     return CARD.format(
         name=name,
         **_shape(model, parameters),
         image_tower=_image_tower(model.image),
         text_tower=TEXT_TOWERS[model.text.kind],
-        facts=f"| imported from | {source} |",
+        facts=facts,
         results="",
         command=command,
         configuration=to_yaml(model),

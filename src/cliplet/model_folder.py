@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from cliplet.config import Config, ModelConfig, validated
 from cliplet.errors import ConfigError, ModelError
+from cliplet.files import flush
 from cliplet.runtime.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -124,11 +126,58 @@ def write(
         (fresh / METRICS).write_text(json.dumps(metrics or {}, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
         (fresh / WEIGHTS).chmod((fresh / CARD).stat().st_mode)  # safetensors keeps its files from everybody else
+        for file in fresh.iterdir():
+            flush(file)
+        flush(fresh)
         _replace(folder, fresh)
+        flush(folder.parent)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def recover(folder: str | Path) -> None:
+    """Mends what a killed `write` of this folder left; for the start of a run, before anything writes there.
+
+    Killed between its two renames it left no folder, and the earlier one is put back. Killed elsewhere it left folders
+    beside; those of processes that are no longer alive are removed. Raises ModelError when nothing can be put back.
+    """
+    folder = Path(folder).resolve()
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(\d{{1,9}})\.(?:writing|old)")
+    names = [(path, pattern.fullmatch(path.name)) for path in folder.parent.glob(".*")]
+    left = {path: int(name[1]) for path, name in names if name}
+    earlier = [path for path in left if path.suffix == ".old" and _is_whole(path)]
+    if earlier and not folder.exists():
+        latest = max(earlier, key=lambda path: path.stat().st_mtime)
+        try:
+            latest.rename(folder)
+        except OSError as error:
+            raise ModelError(f"{folder}: cannot be put back from {latest.name}: {error}") from None
+        flush(folder.parent)
+    for path, process in left.items():
+        if not _is_alive(process):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all is there that a model is opened from; folders half removed are not whole."""
+    return all((folder / name).is_file() for name in (CONFIG, WEIGHTS, TOKENIZER))
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process other than this one has that number."""
+    if process == os.getpid():
+        return False
+    if os.name == "nt":
+        return True  # this question would end it there
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def refuse_occupied(folder: str | Path) -> None:

@@ -111,6 +111,7 @@ def loader_threads():
 @pytest.mark.parametrize("captions_per_image", [1, 2, 3, 9])
 def test_captions_belong_to_their_pictures(make, read, records, captions_per_image):
     loader = make(captions=captions_per_image)
+    all_captions = [(n, k) for n, record in enumerate(records) for k in range(len(record.captions))]
     for epoch in range(3):
         for batch in loader.epoch(epoch):
             pictures, captions, owners = read(batch)
@@ -119,6 +120,8 @@ def test_captions_belong_to_their_pictures(make, read, records, captions_per_ima
             assert len(set(captions)) == len(captions), "a caption twice"
             for row, picture in enumerate(pictures):
                 assert owners.count(row) == min(captions_per_image, len(records[picture].captions))
+            assert batch.rows_B.tolist() == pictures
+            assert [all_captions[row] for row in batch.caption_rows_C.tolist()] == captions
 
 
 def test_every_picture_at_most_once_an_epoch(make, read):
@@ -162,6 +165,20 @@ def test_augmentation_is_applied(make, records, tmp_path):
         (batch,) = make([half, half], augment=augment).epoch(0)
         left = batch.pixels_B3HW[..., 0].float().mean()
         assert left == (255 if flip else 0)
+    (batch,) = make([half, half], augment=augment).epoch(0, augmented=False)
+    assert batch.pixels_B3HW[..., 0].float().mean() == 0
+    assert torch.equal(batch.pixels_B3HW, batch.pixels_B3HW[:1].expand_as(batch.pixels_B3HW))
+
+
+def test_augmentation_that_does_nothing_is_none(make):
+    loader = make(augment=AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(0.5, 2.0), flip=0.0))
+    assert all_equal(list(loader.epoch(0)), list(loader.epoch(0, augmented=False)))
+
+
+def test_without_augmentation_order_and_captions_stay(make):
+    for plain, augmented in zip(make().epoch(1, augmented=False), make().epoch(1), strict=True):
+        assert np.array_equal(plain.rows_B, augmented.rows_B)
+        assert np.array_equal(plain.caption_rows_C, augmented.caption_rows_C)
 
 
 def test_to_keeps_values(make):
@@ -170,12 +187,25 @@ def test_to_keeps_values(make):
 
 
 def test_drawing_without_repeat():
-    """Hand-worked: of 10..13, 0.6 of four is the third; of the three left, 0.99 is the last; of two, 0 the first."""
-    assert drawn_without_repeat(range(10, 14), (0.6, 0.99, 0.0)) == [12, 13, 10]
-    assert drawn_without_repeat(range(5, 6), (0.7, 0.2)) == [5]
+    """Hand-worked: of 0..3, 0.6 of four is the third; of the three left, 0.99 is the last; of two, 0 the first."""
+    chosen, groups = drawn_without_repeat(np.array([4, 1, 3]), np.array([[0.6, 0.99, 0.0], [0.7, 0.2, 0.9], [0.0] * 3]))
+    assert chosen.tolist() == [2, 3, 0, 0, 0, 1, 2]
+    assert groups.tolist() == [0, 0, 0, 1, 2, 2, 2]
     draws = np.random.default_rng(0).random((6000, 2))
-    pairs = Counter(tuple(drawn_without_repeat(range(3), pair)) for pair in draws)
+    pairs = Counter(map(tuple, drawn_without_repeat(np.full(6000, 3), draws)[0].reshape(-1, 2).tolist()))
     assert len(pairs) == 6 and all(abs(count - 1000) < 4 * 29 for count in pairs.values())  # 4 standard deviations
+
+
+def test_drawing_is_taking_one_after_another():
+    """The same as popping from lists, whatever the numbers of things and of draws."""
+    random = np.random.default_rng(1)
+    counts, draws = random.integers(1, 9, 500), random.random((500, 5))
+    expected = []
+    for group, count in enumerate(counts.tolist()):
+        left = list(range(count))
+        expected += [(group, left.pop(int(draw * len(left)))) for draw in draws[group, :count].tolist()]
+    chosen, groups = drawn_without_repeat(counts, draws)
+    assert list(zip(groups.tolist(), chosen.tolist(), strict=True)) == expected
 
 
 def test_memory_is_used_again_only_when_nobody_holds_it():
@@ -346,6 +376,20 @@ def test_threads_work_ahead_but_not_through_the_whole_epoch(make, records, monke
     next(batches)
     batches.close()
     assert 2 <= len(opened) <= 2 * (module.BATCHES_AHEAD + 1) < COUNT
+
+
+@pytest.mark.parametrize(("batch", "begun"), [(100, 3), (200, 2), (400, 1), (900, 1)])
+def test_large_batches_are_not_made_far_ahead(make, records, monkeypatch, batch, begun):
+    import cliplet.data.loader as module
+
+    many = [records[number % COUNT] for number in range(4 * batch)]
+    loader, taken = make(many, batch=batch), []
+    monkeypatch.setattr(module.Buffers, "take", lambda self: taken.append(1) or torch.zeros(self._shape).byte())
+    monkeypatch.setattr(module.TrainLoader, "_sample", lambda *a: True)
+    batches = loader.epoch(0)
+    next(batches)
+    batches.close()
+    assert len(taken) == begun + 1
 
 
 def test_default_workers_are_few(make):

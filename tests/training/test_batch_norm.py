@@ -171,6 +171,41 @@ def test_a_layer_used_twice_in_a_pass_averages_over_its_uses():
     assert layer.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_that_is_skipped_moves_nothing_though_its_statistics_are_no_numbers(layer, momentum, count):
+    layer.momentum = momentum
+    old, before = statistics(layer), attributes(layer)
+    for value in (torch.nan, torch.inf, 1.0):
+        inputs = inputs_for(layer, count=count)
+        inputs[-1][0, 0] = value
+        with moves_once(layer) as moving:
+            for x in inputs:
+                layer(x)
+            moving.unless(torch.tensor(True))
+        assert_equal(statistics(layer), old)
+        assert attributes(layer) == before
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_step_that_is_not_skipped_moves_as_without_the_question(model, momentum):
+    for norm in norms(model):
+        norm.momentum = momentum
+    plain = copy.deepcopy(model)
+    for seed, skip in enumerate([False, True, False]):
+        inputs = inputs_for(model, seed, count=2)
+        if not skip:
+            with moves_once(plain):
+                for x in inputs:
+                    plain(x)
+        with moves_once(model) as moving:
+            for x in inputs:
+                model(x)
+            moving.unless(torch.tensor(skip))
+        assert_equal(statistics(model), statistics(plain))
+    assert all(tracked == 2 for _, _, tracked in statistics(model))
+
+
 # stands_still
 
 
@@ -278,8 +313,8 @@ def test_nothing_waits_for_the_device(momentum):
     x = torch.randn(8, 3, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        with moves_once(model):
-            model(x)
+        with moves_once(model) as moving:
+            moving.unless(~model(x).isfinite().all())
             model(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -58,7 +58,8 @@ def scripted(monkeypatch):
 def without_computing(monkeypatch):
     """Steps that change nothing and take no time."""
     one = torch.tensor(1.0)
-    monkeypatch.setattr(trainer, "train_step", lambda *_, **__: StepResult(one, {"info_nce": one}, one, one))
+    result = StepResult(one, {"info_nce": one}, one, one, torch.tensor(False))
+    monkeypatch.setattr(trainer.Stepper, "step", lambda *_, **__: result)
 
 
 def lines(config):
@@ -119,7 +120,7 @@ def test_resuming_after_an_early_stop_ends_at_once(config, scripted, monkeypatch
     before, log = load_file(config.output / "last" / "model.safetensors"), lines(config)
     assert trained(config) == list(range(1, 9))
     shutil.rmtree(config.output / "last")
-    monkeypatch.setattr(trainer, "train_step", refused)
+    monkeypatch.setattr(trainer.Stepper, "step", refused)
     run = train(config, resume=True)
     assert lines(config) == log
     after = load_file(config.output / "last" / "model.safetensors")
@@ -145,14 +146,14 @@ def test_patience_goes_on_where_a_resumed_run_was(config, scripted, monkeypatch,
             with pytest.raises(EOFError):
                 train(config)
         else:
-            after_step = trainer.Trainer._after_step
+            between_steps = trainer.Trainer._between_steps
 
-            def stop_at_step_seven(self, result, place, log, stop):
+            def stop_at_step_seven(self, last, place, log, stop):
                 if self.global_step == 7:
                     stop.set()
-                after_step(self, result, place, log, stop)
+                return between_steps(self, last, place, log, stop)
 
-            patch.setattr(trainer.Trainer, "_after_step", stop_at_step_seven)
+            patch.setattr(trainer.Trainer, "_between_steps", stop_at_step_seven)
             with pytest.raises(trainer.Interrupted):
                 train(config)
     train(config, resume=True)

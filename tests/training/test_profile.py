@@ -4,6 +4,7 @@ import pytest
 
 from cliplet.config import RunConfig
 from cliplet.training import profile
+from cliplet.training.step import Stepper
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_slow_stage_is_named(profiled, monkeypatch):
 def test_a_slow_model_is_named(profiled, monkeypatch):
     import time
 
-    step = profile.train_step
-    monkeypatch.setattr(profile, "train_step", lambda *a, **k: (time.sleep(0.2), step(*a, **k))[1])
+    step = Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda *a, **k: (time.sleep(0.2), step(*a, **k))[1])
     found = profiled()
     assert found.bottleneck == "model" and "times as fast as the model" in found.advice

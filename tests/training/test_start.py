@@ -194,15 +194,15 @@ def test_a_run_goes_on_from_another_run(saved_model, tiny):
 def test_it_is_resumed_without_the_model_that_it_started_from(saved_model, model_copy, tiny, monkeypatch):
     train(tiny(saved_model, "whole"))
     config = tiny(model_copy)
-    after_step = trainer.Trainer._after_step
+    between = trainer.Trainer._between_steps
 
-    def stop_at_step_three(self, result, place, log, stop):
+    def stop_at_step_three(self, last, place, log, stop):
         if self.global_step == 3:
             stop.set()
-        after_step(self, result, place, log, stop)
+        return between(self, last, place, log, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_after_step", stop_at_step_three)
+        patch.setattr(trainer.Trainer, "_between_steps", stop_at_step_three)
         with pytest.raises(trainer.Interrupted):
             train(config)
     shutil.rmtree(model_copy)

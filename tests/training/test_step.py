@@ -13,7 +13,7 @@ from cliplet.training.objective import loss_terms, total
 from cliplet.training.optim import build_optimizer, set_learning_rate
 from cliplet.training.sam import Sam
 from cliplet.training.stages import set_trainable
-from cliplet.training.step import train_step
+from cliplet.training.step import Stepper
 
 PEAKS = {"image": 0.05, "text": 0.1, "head": 0.2}
 LOSS = LossConfig(info_nce=1.0, hard_negative=0.5)
@@ -72,7 +72,7 @@ def scaler_of(scale=None):
 
 
 def step(model, optimizer, batches, scaler=None, loss=LOSS, **settings):
-    return train_step(model, optimizer, scaler or scaler_of(), batches, loss, **settings)
+    return Stepper(model, optimizer, scaler or scaler_of(), **settings).step(batches, loss)
 
 
 def weights_of(model):

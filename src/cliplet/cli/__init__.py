@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cliplet.cli.data import inspect, pack
+from cliplet.cli.models import import_model, interpolate
 from cliplet.cli.options import parse
 from cliplet.errors import INSTALL_TRAIN, ClipletError, ConfigError, nearest
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # else a reader that has gone would be noticed only after main, as a traceback
     except ClipletError as error:
         interrupted = type(error).__name__ == "Interrupted"
+        if interrupted and os.environ.get("RANK", "0") != "0":  # of several ranks that were, one says so
+            return INTERRUPTED
         print(f"{'' if interrupted else 'error: '}{error.message}", file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
@@ -59,7 +62,7 @@ def _run(words: list[str]) -> int:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {name:<10}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
+    verbs = "\n".join(f"  {name:<13}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items())
     return (
         "cliplet makes small CLIPs.\n\nusage: cliplet COMMAND ...\n\n"
         f"{verbs}\n\ncliplet COMMAND --help tells more of each."
@@ -155,6 +158,8 @@ def train(words: list[str]) -> None:
         print(f"bottleneck: {profiled.bottleneck}\n{profiled.advice}")
         return
     run = train_model(config, resume=resume, command=command)
+    if run.rank:
+        return
     show(recall_table(run.evaluation.metrics, f"{run.model_folder} on split {config.data.val_split}"))
     print(f"model:  {run.model_folder}\nreport: {run.report}")
 
@@ -244,68 +249,13 @@ def evaluate(words: list[str]) -> None:
         print(quarantine.summary())
 
 
-def import_model(words: list[str]) -> None:
-    """Turn a model of another project into a model folder: five systems' checkpoints, Hugging Face, OpenCLIP."""
-    import tyro
-
-    @dataclasses.dataclass
-    class Sources:
-        source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-        """Checkpoint file of a system; folder of a CLIPModel or VisionTextDualEncoderModel;
-        open_clip:ARCHITECTURE/PRETRAINED."""
-        out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-        """Model folder to write."""
-        system: int | None = None
-        """Whose checkpoint it is: 1 TinyCLIP-ConvFFN, 2 MiniCLIP, 3 TinyMVLM, 4 miniCLIP_DL, 5 Mini-CLIP from
-        scratch."""
-        tokenizer: str = ""
-        """Where its tokenizer is: hub name, folder, tokenizer.json or pkg:PACKAGE/PATH. By itself, the system's own."""
-        vocabulary: str = ""
-        """System 5: the captions that its words were learnt from."""
-        image_tower: str = ""
-        """Systems 1 to 5: the image tower's name in timm, where it is not the system's usual one."""
-        image_config: str = ""
-        """System 4: hub name, folder or config.json of a ViT that is not the system's usual one."""
-        text_config: str = ""
-        """Systems 1, 3, 4: hub name, folder or config.json of a text tower that is not the system's usual one."""
-
-    options: Sources = parse(Sources, "import", words, import_model.__doc__ or "")
-    from functools import partial
-
-    from rich.console import Console
-
-    from cliplet.console import say
-    from cliplet.model_card import imported_card
-
-    if options.out.exists() and not (options.out.is_dir() and not any(options.out.iterdir())):
-        raise ClipletError(f"{options.out}: is there already", "Name another folder, or remove this one first.")
-    try:
-        from cliplet.importing import Options, import_any
-    except ModuleNotFoundError as error:
-        raise ClipletError(f"importing needs the package {error.name}, which is not installed", INSTALL_TRAIN) from None
-
-    details = Options(
-        options.tokenizer, options.vocabulary, options.image_tower, options.image_config, options.text_config
-    )
-    model = import_any(options.source, options.system, details, partial(say, Console(stderr=True)))
-    command = "cliplet import " + shlex.join(words)
-    model.save_pretrained(
-        options.out, imported_card(model.config, options.out.name, options.source, model.count_parameters(), command)
-    )
-    pictures = model.config.preprocess
-    print(
-        f"{model.count_parameters() / 1e6:.1f} M parameters; model: {options.out}\n"
-        f"pictures: {pictures.resize} to {pictures.image_size} pixels, mean {pictures.mean}, deviation {pictures.std}; "
-        "if they were otherwise in training, edit model.preprocess in its config.json"
-    )
-
-
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "recipes": recipes,
     "train": train,
     "evaluate": evaluate,
     "import": import_model,
+    "interpolate": interpolate,
     "inspect": inspect,
     "pack": pack,
 }

@@ -4,6 +4,11 @@ The order of an epoch is a function of (seed, epoch), and everything random abou
 So the loader has no state to save: a run resumed at step n of an epoch sees exactly what
 the uninterrupted run saw, whatever the number of threads. Threads do, where processes are usual: decoding and
 resizing release the interpreter's lock, and nothing is pickled, copied or left behind by a kill.
+
+Features of frozen towers take the place of pixels or tokens where an epoch is given them; which pictures and captions
+stand where is the same with and without.
+
+Shapes: B pictures of a batch, C their captions, K captions drawn for each, S image_size.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
 
@@ -22,37 +27,23 @@ import numpy as np
 import torch
 
 from cliplet.config import AugmentConfig, DataConfig
+from cliplet.data.batch import Batch, as_tensor, drawn_without_repeat
+from cliplet.data.feature_store import FeatureStore
 from cliplet.data.images import MAX_BYTES, decode
 from cliplet.data.places import read_bytes
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText, Records
 from cliplet.data.tokens import TokenizedCaptions
-from cliplet.data.transforms import DRAWS_A_VIEW, apply_view, draw_view
+from cliplet.data.transforms import DRAWS_A_VIEW, View, apply_view, draw_view
 from cliplet.errors import DataError, ImageError
 from cliplet.runtime.tokenizer import Tokenizer
 
-BATCHES_AHEAD = 3
+BATCHES_AHEAD = 3  # at most
+PICTURES_AHEAD = 512  # beyond so many, one batch ahead is enough: 512 pictures of 224 pixels take 77 MB
 PICTURES_A_TASK = 8
 SUBSTITUTES_TRIED = 20
 TRAIN_SIDES = 1.5  # times the pixels needed to which a JPEG is decoded at least, so that small crops stay sharp
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B pictures and their C captions. The captions of a picture stand together, in the pictures' order."""
-
-    pixels_B3HW: torch.Tensor  # uint8, channels last in memory
-    input_ids_CL: torch.Tensor  # int64, padded to the longest of the batch
-    attention_mask_CL: torch.Tensor  # int64, 1 at real tokens
-    caption_image_C: torch.Tensor  # int64, the row of pixels that each caption belongs to
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; the copy does not block where memory is pinned."""
-        pin = device.type == "cuda"
-        move = lambda tensor: (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)  # noqa: E731
-        return Batch(
-            *(move(t) for t in (self.pixels_B3HW, self.input_ids_CL, self.attention_mask_CL, self.caption_image_C))
-        )
+WHOLE = View(0.0, 0.0, 1.0, 1.0, flip=False)
 
 
 class TrainLoader:
@@ -92,7 +83,8 @@ class TrainLoader:
                 raise DataError(f"a batch of {batch_size} of {len(records)} pictures cannot be shared by {ranks} ranks")
         self.tokenizer = tokenizer
         self.tokens = TokenizedCaptions(self.records.captions(), tokenizer)
-        self._first_caption = np.concatenate([[0], np.cumsum(self.records.caption_counts())]).tolist()
+        self._caption_counts = self.records.caption_counts()
+        self._first_caption = np.cumsum(self._caption_counts) - self._caption_counts
         self.image_size = image_size
         self.captions_per_image = data.captions_per_image
         self.augment = augment
@@ -107,44 +99,59 @@ class TrainLoader:
         """Steps an epoch; pictures beyond the last whole batch sit out, others each epoch."""
         return len(self.records) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from step `start` on."""
+    def epoch(
+        self,
+        epoch: int,
+        start: int = 0,
+        *,
+        augmented: bool = True,
+        image_features: FeatureStore | None = None,
+        text_features: FeatureStore | None = None,
+    ) -> Iterator[Batch]:
+        """The batches of one epoch from step `start` on.
+
+        Not `augmented`, pictures are whole and unflipped. Features of the records' pictures, or of all their captions,
+        stand in the batches instead of pixels or tokens; with the former no picture is read.
+        """
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
+        ahead = max(1, min(BATCHES_AHEAD, PICTURES_AHEAD * self.ranks // self.batch_size))
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
+        work = _Work(epoch, order, augmented, image_features, text_features, pool)
         try:
             steps = iter(range(start, len(self)))
-            begin = lambda step: self._begin(pool, epoch, step, order)  # noqa: E731
-            ahead = deque(begin(step) for step in islice(steps, BATCHES_AHEAD))
-            while ahead:
-                batch = self._finish(ahead.popleft())
-                ahead.extend(begin(step) for step in islice(steps, 1))
+            begun = deque(self._begin(work, step) for step in islice(steps, ahead))
+            while begun:
+                batch = self._finish(work, begun.popleft())
+                begun.extend(self._begin(work, step) for step in islice(steps, 1))
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _begin(self, pool: ThreadPoolExecutor, epoch: int, step: int, order: np.ndarray) -> Unfinished:
+    def _begin(self, work: _Work, step: int) -> _Unfinished:
         """Sets the threads to work on this rank's part of a batch."""
-        whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-        rows = whole[self.rank :: self.ranks].tolist()
+        whole = work.order[step * self.batch_size : (step + 1) * self.batch_size]
+        rows_B = whole[self.rank :: self.ranks].copy()
         # All at once: one generator a picture would take longer than the view it draws.
-        draws = (
-            np.random.default_rng((self.seed, epoch, step))
-            .random((len(whole), DRAWS_A_VIEW + self.captions_per_image))[self.rank :: self.ranks]
-            .tolist()
-        )
-        pixels = self._buffers.take()
-        parts = [slice(at, at + PICTURES_A_TASK) for at in range(0, len(rows), PICTURES_A_TASK)]
-        tasks = [pool.submit(self._samples, rows[part], draws[part], pixels[part]) for part in parts]
-        return Unfinished(epoch, step, whole, draws, pixels, tasks)
+        random = np.random.default_rng((self.seed, work.epoch, step))
+        draws = random.random((len(whole), DRAWS_A_VIEW + self.captions_per_image))[self.rank :: self.ranks]
+        batch = _Unfinished(step, whole, rows_B, draws[:, :DRAWS_A_VIEW].tolist(), draws[:, DRAWS_A_VIEW:])
+        if work.image_features is None:
+            batch.pixels = self._buffers.take()
+            for at in range(0, len(rows_B), PICTURES_A_TASK):
+                places = range(at, min(at + PICTURES_A_TASK, len(rows_B)))
+                batch.tasks.append(work.pool.submit(self._samples, work, batch, places))
+        return batch
 
-    def _samples(self, rows: list[int], draws: list[list[float]], pixels: torch.Tensor) -> list[list[int] | None]:
-        return [self._sample(*one) for one in zip(rows, draws, pixels, strict=True)]
+    def _samples(self, work: _Work, batch: _Unfinished, places: range) -> list[bool]:
+        return [self._sample(work, batch, at, int(batch.rows_B[at])) for at in places]
 
-    def _sample(self, row: int, draws: list[float], out_HW3: torch.Tensor) -> list[int] | None:
-        """Writes one picture's view and gives the rows of its captions drawn; None where the picture is bad."""
+    def _sample(self, work: _Work, batch: _Unfinished, at: int, row: int) -> bool:
+        """Whether a picture is good; its view is written to its place in the batch."""
         image = self.records.image(row)
         if image in self.quarantine:
-            return None
+            return False
+        if batch.pixels is None:
+            return work.image_features is None or bool(work.image_features.good_N[row])
         began = perf_counter()
         try:
             data = read_bytes(image, MAX_BYTES)
@@ -152,59 +159,90 @@ class TrainLoader:
             picture = decode(data, int(self.image_size * TRAIN_SIDES), image)
         except ImageError as error:
             self.quarantine.add(image, error.message)
-            return None
+            return False
         decoded = perf_counter()
-        view = draw_view(self.augment, draws[:DRAWS_A_VIEW])
-        out_HW3.copy_(apply_view(picture.array(), view, self.image_size))
+        view = draw_view(self.augment, batch.view_draws[at]) if work.augmented else WHOLE
+        batch.pixels[at].copy_(apply_view(picture.array(), view, self.image_size))
         self.times.add(picture.width, picture.height, read - began, decoded - read, perf_counter() - decoded)
-        captions = range(self._first_caption[row], self._first_caption[row + 1])
-        return drawn_without_repeat(captions, draws[DRAWS_A_VIEW:])
+        return True
 
-    def _finish(self, batch: Unfinished) -> Batch:
+    def _good(self, work: _Work, batch: _Unfinished) -> np.ndarray:
+        """(B,) which of the batch's pictures can be used."""
+        if work.image_features is None:
+            return np.array([good for task in batch.tasks for good in task.result()])
+        good_B = work.image_features.good_N[batch.rows_B]
+        if self.quarantine:
+            good_B &= [self.records.image(row) not in self.quarantine for row in batch.rows_B.tolist()]
+        return good_B
+
+    def _finish(self, work: _Work, batch: _Unfinished) -> Batch:
         """The batch, others in the places of bad pictures."""
-        captions = [sample for task in batch.tasks for sample in task.result()]
-        if any(sample is None for sample in captions):
-            self._substitute(batch, captions)
-        good = [at for at, sample in enumerate(captions) if sample is not None]
-        if len(good) < 2 and len(good) < len(captions):
+        good_B = self._good(work, batch)
+        if not good_B.all():
+            self._substitute(work, batch, good_B)
+        if good_B.sum() < 2 and not good_B.all():
             raise DataError(
-                f"of {len(captions)} pictures not two could be read: {self.quarantine.summary()}",
+                f"of {len(good_B)} pictures not two could be read: {self.quarantine.summary()}",
                 "cliplet inspect DATA says what is wrong with the pictures.",
             )
-        pixels = batch.pixels if len(good) == len(captions) else batch.pixels[good]
-        drawn = [sample for sample in captions if sample is not None]
-        ids, mask = self.tokenizer.padded([self.tokens[row] for sample in drawn for row in sample])
-        owners = np.repeat(np.arange(len(drawn)), [len(sample) for sample in drawn])
-        return Batch(
-            pixels.permute(0, 3, 1, 2), torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(owners)
-        )
+        rows_B, pixels = batch.rows_B[good_B], batch.pixels
+        if pixels is not None:
+            pixels = (pixels if good_B.all() else pixels[torch.from_numpy(good_B)]).permute(0, 3, 1, 2)
+        chosen_C, owners_C = drawn_without_repeat(self._caption_counts[rows_B], batch.caption_draws_BK[good_B])
+        caption_rows_C = self._first_caption[rows_B][owners_C] + chosen_C
+        ids, mask, text = self._texts(work.text_features, caption_rows_C)
+        image = None if work.image_features is None else as_tensor(work.image_features.rows(rows_B))
+        return Batch(pixels, ids, mask, torch.from_numpy(owners_C), image, text, rows_B, caption_rows_C)
 
-    def _substitute(self, batch: Unfinished, captions: list[list[int] | None]) -> None:
+    def _texts(self, features: FeatureStore | None, rows_C: np.ndarray) -> tuple[torch.Tensor | None, ...]:
+        """Token ids, mask and features of captions, None for what is not needed."""
+        if features is None:
+            ids, mask = self.tokenizer.padded([self.tokens[row] for row in rows_C.tolist()])
+            return torch.from_numpy(ids), torch.from_numpy(mask), None
+        if not features.of_tokens:
+            return None, None, as_tensor(features.rows(rows_C))
+        states, mask = features.states(rows_C)
+        return None, torch.from_numpy(mask), as_tensor(states)
+
+    def _substitute(self, work: _Work, batch: _Unfinished, good_B: np.ndarray) -> None:
         """Puts good pictures of the source that are not in the batch in the places of bad ones, as far as there are.
 
         Which ones depends on seed, epoch and step, so that a resumed run takes the same; each rank has its own.
         """
-        random = np.random.default_rng((self.seed, batch.epoch, batch.step, len(self.records)))
-        missing = sum(sample is None for sample in captions)
+        random = np.random.default_rng((self.seed, work.epoch, batch.step, len(self.records)))
+        missing = int((~good_B).sum())
         count = min(len(self.records), len(batch.whole) + SUBSTITUTES_TRIED * self.ranks * missing)
         drawn = random.choice(len(self.records), count, replace=False)
         others = iter(drawn[~np.isin(drawn, batch.whole)][self.rank :: self.ranks].tolist())
-        for at, sample in enumerate(captions):
-            if sample is None:
-                tried = (self._sample(row, batch.draws[at], batch.pixels[at]) for row in others)
-                captions[at] = next((found for found in tried if found is not None), None)
+        for at in np.flatnonzero(~good_B).tolist():
+            found = next((row for row in others if self._sample(work, batch, at, row)), None)
+            if found is not None:
+                batch.rows_B[at], good_B[at] = found, True
 
 
 @dataclass(frozen=True, slots=True)
-class Unfinished:
-    """A batch that threads are working on."""
+class _Work:
+    """An epoch under way."""
 
     epoch: int
+    order: np.ndarray  # rows
+    augmented: bool
+    image_features: FeatureStore | None
+    text_features: FeatureStore | None
+    pool: ThreadPoolExecutor
+
+
+@dataclass(slots=True)
+class _Unfinished:
+    """A batch that threads are working on."""
+
     step: int
     whole: np.ndarray  # rows of all ranks
-    draws: list[list[float]]  # what is random about each picture of this rank
-    pixels: torch.Tensor  # (B, S, S, 3) uint8, being filled
-    tasks: list[Future[list[list[int] | None]]]
+    rows_B: np.ndarray  # of this rank
+    view_draws: list[list[float]]  # what is random about each picture's view
+    caption_draws_BK: np.ndarray  # and about its captions
+    pixels: torch.Tensor | None = None  # (B, S, S, 3) uint8, being filled
+    tasks: list[Future[list[bool]]] = field(default_factory=list)
 
 
 class Buffers:
@@ -224,12 +262,6 @@ class Buffers:
         lent = buffer[:]  # lives as long as any tensor on this memory
         weakref.finalize(lent, self._free.append, buffer).atexit = False
         return torch.from_numpy(lent)
-
-
-def drawn_without_repeat(items: range, draws: Sequence[float]) -> list[int]:
-    """As many of the items as there are draws, uniform in [0, 1), or all of them if they are fewer; in random order."""
-    left = list(items)
-    return [left.pop(int(draw * len(left))) for draw in draws[: len(left)]]
 
 
 class StageTimes:

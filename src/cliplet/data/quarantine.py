@@ -65,6 +65,10 @@ class Quarantine:
         """All that was bad, as in the file."""
         return [{"where": where, "reason": reason} for where, reason in self._seen.items()]
 
+    def problems(self) -> list[Problem]:
+        """All that was bad, for the quarantine of another process."""
+        return [Problem(where, reason) for where, reason in self._seen.items()]
+
     def summary(self) -> str:
         """One line for the end of a command; empty when nothing was bad."""
         if not self._seen:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -38,38 +39,77 @@ class Evaluation:
         return answers
 
 
+class Ranks(Protocol):
+    """Processes that share the work out; row r of it is done by rank r modulo `size`."""
+
+    rank: int
+    size: int
+
+    def gather_arrays(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The rows of every rank, by rank."""
+        ...
+
+    def gather_objects(self, one: dict[int, ImageError]) -> list[dict[int, ImageError]]:
+        """What every rank has, by rank."""
+        ...
+
+
 def evaluate(
     encoder: Encoder,
     records: Sequence[ImageText],
     quarantine: Quarantine | None = None,
     progress: Callable[[int, int], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Retrieval over all pictures and captions of `records`.
 
     A picture that cannot be read is left out together with its captions and goes into the `quarantine`; without
-    one, it raises ImageError. `progress` hears (done, total) of pictures and captions together.
+    one, it raises ImageError. `progress` hears (done, total) of pictures and captions together. Several `ranks` embed
+    a share each, and all get the whole result.
     """
-    captions = [caption for record in records for caption in record.captions]
-    total = len(records) + len(captions)
+    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
+    pictures = range(rank, len(records), size)
+    captions = [caption for record in records for caption in record.captions][rank::size]
+    total = len(pictures) + len(captions)
     tell = progress or (lambda done, total: None)
     failed: dict[int, ImageError] = {}
     image_ND = encoder.encode_image(
-        [record.image for record in records],
+        [records[row].image for row in pictures],
         failed=failed if quarantine is not None else None,
         progress=lambda done, _: tell(done, total),
     )
+    failed = {pictures[row]: error for row, error in failed.items()}
+    text_MD = encoder.encode_text(captions, progress=lambda done, _: tell(len(pictures) + done, total))
+    if ranks and size > 1:
+        image_ND, text_MD = _dealt(ranks.gather_arrays(image_ND)), _dealt(ranks.gather_arrays(text_MD))
+        failed = {row: error for part in ranks.gather_objects(failed) for row, error in part.items()}
     if quarantine is not None:
         for row, error in failed.items():
             quarantine.add(records[row].image, error.message)
+    return assembled(records, image_ND, text_MD, {row: error.message for row, error in failed.items()})
+
+
+def assembled(
+    records: Sequence[ImageText], image_ND: np.ndarray, text_MD: np.ndarray, failed: Mapping[int, str]
+) -> Evaluation:
+    """Retrieval from the features of all pictures and captions of `records`, leaving out the pictures that `failed`,
+    with their captions. Raises DataError where all have."""
     good = [row for row in range(len(records)) if row not in failed]
     if not good:
-        raise DataError(
-            f"none of {len(records)} pictures could be read", next(iter(failed.values())).message if failed else ""
-        )
+        raise DataError(f"none of {len(records)} pictures could be read", next(iter(failed.values()), ""))
+    counts = [len(record.captions) for record in records]
+    has_picture_M = np.repeat([row not in failed for row in range(len(records))], counts)
     kept = [records[row] for row in good]
-    captions = [caption for record in kept for caption in record.captions]
-    text_MD = encoder.encode_text(captions, progress=lambda done, _: tell(len(records) + done, total))
     caption_image_M = np.repeat(np.arange(len(kept)), [len(record.captions) for record in kept])
-    image_ND = image_ND[good]
+    image_ND, text_MD = image_ND[good], text_MD[has_picture_M]
     metrics = retrieval_metrics(image_ND, text_MD, caption_image_M)
+    captions = [caption for record in kept for caption in record.captions]
     return Evaluation(metrics, kept, captions, image_ND, text_MD, caption_image_M)
+
+
+def _dealt(parts: list[np.ndarray]) -> np.ndarray:
+    """One array of parts whose rows were dealt out in turn."""
+    rows = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    for rank, part in enumerate(parts):
+        rows[rank :: len(parts)] = part
+    return rows

@@ -122,26 +122,47 @@ class DualEncoder(nn.Module):
     def encode_image(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
         """Unit image features (B, D) in float32 (or float64). uint8 pixels are normalised here, where the model runs;
         floats are taken as normalised already."""
-        if pixels_B3HW.dtype == torch.uint8:
-            pixels_B3HW = (pixels_B3HW.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        return self._unit(self.image_head(self.image_tower(pixels_B3HW)))
+        return self.project_image(self.image_tower_output(pixels_B3HW))
 
     def encode_text(self, input_ids_CL: torch.Tensor, attention_mask_CL: torch.Tensor) -> torch.Tensor:
         """Unit text features (C, D) in float32 (or float64); padding has no part in them.
 
         Raises ModelError for texts of more tokens than the context length; the tokenizer cuts them, nobody else does.
         """
+        return self.project_text(self.text_tower_output(input_ids_CL, attention_mask_CL), attention_mask_CL)
+
+    @property
+    def text_head_reads_tokens(self) -> bool:
+        """Whether the text head reads a state for each token and their mask, and not one vector a text."""
+        return isinstance(self.text_head, ConvFfnHead)
+
+    def image_tower_output(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+        """What the image head reads of pictures: (B, image_tower.width). Pixels as `encode_image` takes them."""
+        if pixels_B3HW.dtype == torch.uint8:
+            pixels_B3HW = (pixels_B3HW.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        return self.image_tower(pixels_B3HW)
+
+    def text_tower_output(self, input_ids_CL: torch.Tensor, attention_mask_CL: torch.Tensor) -> torch.Tensor:
+        """What the text head reads of texts: (C, text_tower.width), or (C, L, width), any value at padding, where it
+        reads tokens. Raises ModelError for texts that are too long."""
         length, longest = input_ids_CL.shape[1], self.config.text.context_length
         if length > longest:
             raise ModelError(
                 f"a text of {length} tokens is longer than the context length, {longest}",
                 "Let the model's tokenizer cut it, or train with a larger model.text.context_length.",
             )
-        if isinstance(self.text_head, ConvFfnHead):
-            features = self.text_head(self.text_tower.states(input_ids_CL, attention_mask_CL), attention_mask_CL)
-        else:
-            features = self.text_head(self.text_tower(input_ids_CL, attention_mask_CL))
-        return self._unit(features)
+        tower = self.text_tower.states if self.text_head_reads_tokens else self.text_tower
+        return tower(input_ids_CL, attention_mask_CL)
+
+    def project_image(self, output_BW: torch.Tensor) -> torch.Tensor:
+        """Unit image features (B, D) of what the image tower gave."""
+        return self._unit(self.image_head(output_BW))
+
+    def project_text(self, output: torch.Tensor, attention_mask_CL: torch.Tensor | None = None) -> torch.Tensor:
+        """Unit text features (C, D) of what the text tower gave; a head that reads tokens needs the mask too."""
+        return self._unit(
+            self.text_head(output, attention_mask_CL) if self.text_head_reads_tokens else self.text_head(output)
+        )
 
     def _unit(self, features: torch.Tensor) -> torch.Tensor:
         features = self.shared_head(features)

@@ -43,13 +43,16 @@ class ConvFfnHead(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, states_NLW: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
-        padding_NL1 = ~mask_NL.bool().unsqueeze(-1)
+        padding_NL = ~mask_NL.bool()
+        padding_NL1 = padding_NL.unsqueeze(-1)
         # Filled, not multiplied, and before the weights see them: a state at padding may be anything, infinite too.
         hidden_NLH = self.expand(states_NLW.masked_fill(padding_NL1, 0)).masked_fill(padding_NL1, 0)
-        hidden_NLH = self.convolution(hidden_NLH.transpose(1, 2)).transpose(1, 2)
-        hidden_NLH = nn.functional.gelu(self.dropout(hidden_NLH)).masked_fill(padding_NL1, 0)
+        # Tokens stay last until they are summed, as the convolution leaves them: GELU takes ten times as long backward
+        # where strides differ.
+        hidden_NHL = self.convolution(hidden_NLH.transpose(1, 2))
+        hidden_NHL = nn.functional.gelu(self.dropout(hidden_NHL)).masked_fill(padding_NL.unsqueeze(1), 0)
         count_N1 = mask_NL.sum(1, keepdim=True).clamp(min=1)
-        return self.norm(self.project(hidden_NLH.sum(1) / count_N1))
+        return self.norm(self.project(hidden_NHL.sum(2) / count_N1))
 
 
 class ResidualMlp(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 
@@ -55,12 +54,17 @@ def total(terms: dict[str, torch.Tensor], loss: LossConfig) -> torch.Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
-@lru_cache(maxsize=8)  # it is asked for again and again, and takes a matrix as large as a batch's
 def chance_loss(loss: LossConfig, images: int, captions_per_image: int) -> float:
-    """The loss of a model that tells no pair from another: all its features are alike, its bias the best there is."""
-    same = torch.ones(1, 1, dtype=torch.float64)
-    owners_C = torch.arange(images).repeat_interleave(captions_per_image)
-    # With every logit the same, SigLIP is least where its sigmoid is the share of pairs that belong together.
-    bias = torch.tensor(-math.log(max(images - 1, 1e-9)) - 1, dtype=torch.float64)
-    output = Output(same.expand(images, 1), same.expand(len(owners_C), 1), torch.tensor(1.0), bias)
-    return float(total(loss_terms(output, owners_C, loss), loss))
+    """The loss of a model that tells no pair from another: all its features are alike, its bias the best there is.
+
+    In closed form, for the logits of a large batch would fill the memory. InfoNCE towards shared targets is ln B, and
+    the side with the first caption as target ln(1 + (B - 1) K); SigLIP's best sigmoid is the share of right pairs.
+    """
+    wrong, batch = images - 1, math.log(images)
+    first = math.log(1 + wrong * captions_per_image)
+    chances = {
+        "info_nce": batch if loss.soft_targets else (first + batch) / 2,
+        "siglip": batch - wrong * math.log1p(-1 / images) if wrong else 0.0,
+        "hard_negative": loss.margin if wrong else 0.0,
+    }
+    return sum(weight * chances[name] for name, weight in weights_of(loss).items())

@@ -30,9 +30,14 @@ def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.Opti
         groups.append({"name": name, "part": name, "params": matrices, "weight_decay": config.weight_decay})
         groups.append({"name": f"{name}, no decay", "part": name, "params": others, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.betas[0], fused=True)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=1e-6, fused=True)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=1e-6, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.betas[0], fused=True)
+    if config.betas[0]:
+        # Where its first step is skipped, fused SGD leaves memory that was never written to as its momentum.
+        for parameter in model.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def learning_rate(step: int, total: int, stage_start: int, config: OptimConfig) -> float:
@@ -55,8 +60,25 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, peaks: dict[str, float],
         group["lr"] = share * peaks[group["part"]]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes the best there is. Raises TrainingError for one that is not there."""
+def choose_device(name: str, local_rank: int = 0, local_ranks: int = 1) -> torch.device:
+    """The device of that name; `auto` takes the best there is. Of several ranks on a machine each takes the GPU of its
+    number. Raises TrainingError for a device that is not there, and for more ranks than GPUs."""
+    if local_ranks > 1 and name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")  # gloo knows CPUs alone
+    if local_ranks > 1 and name not in ("auto", "cuda", "cpu"):
+        raise TrainingError(
+            f"{local_ranks} ranks cannot all use the device {name!r}", "Use --train.device auto, cuda or cpu."
+        )
+    if local_ranks > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        if local_ranks > torch.cuda.device_count():
+            raise TrainingError(
+                f"{local_ranks} ranks on a machine with {torch.cuda.device_count()} GPUs",
+                f"Start as many as there are GPUs (--nproc-per-node {torch.cuda.device_count()}), or use "
+                "--train.device cpu.",
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        return device
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -71,11 +93,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` takes bf16 where the hardware has instructions for it, else fp32."""
+    """`fp32`, `bf16` or `fp16`; `auto` takes bf16 where the hardware has instructions for it, fp16 on GPUs that have
+    them for that alone (Volta, Turing), else fp32."""
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
     if device.type == "cpu":
         # Without these instructions bf16 is emulated, and slower than fp32.
         fast = (

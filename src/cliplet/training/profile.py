@@ -5,21 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from rich.table import Table
 
 from cliplet.config import RunConfig
-from cliplet.data.loader import Batch, TrainLoader, default_workers
+from cliplet.data.batch import Batch
+from cliplet.data.loader import TrainLoader, default_workers
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers import read_source
+from cliplet.training.chunk_size import choose_chunk_size
+from cliplet.training.cpu import keep_memory
 from cliplet.training.objective import loss_in_stage
 from cliplet.training.optim import choose_device, choose_precision
 from cliplet.training.run import begin
 from cliplet.training.stages import set_trainable
-from cliplet.training.step import train_step
 from cliplet.training.trainer import State, Trainer
 
 SECONDS = 10.0  # for each of the measurements
@@ -75,6 +76,8 @@ def profile_data(config: RunConfig, say: Callable[[str], None] = lambda message:
     """
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
+    if device.type == "cpu":
+        keep_memory()
     source = read_source(config.data.path, config.data.images, config.data.samples)
     records = source.select(config.data.train_split)[: config.data.max_images]
     torch.manual_seed(config.train.seed)
@@ -82,10 +85,11 @@ def profile_data(config: RunConfig, say: Callable[[str], None] = lambda message:
     say(f"measuring: three times up to {SECONDS:.0f} s")
     start = time.perf_counter()
     trainer = Trainer(config, state, device, precision, {}, records, records, Quarantine())
+    trainer.chunk_size = choose_chunk_size(trainer, say)
     tokenize = (time.perf_counter() - start) / len(records)
 
     loader_rate = _loader_rate(trainer.loader)
-    batches = [batch.to(device) for batch in islice(trainer.loader.epoch(0), 1)]
+    batches = [trainer.first_batch()]
     step = _stepper(trainer, state)
     model_rate = _rate(lambda: step(batches), trainer.loader.batch_size, device)
     training_rate, wait = _training_rate(trainer, step, device)
@@ -118,25 +122,14 @@ def _workers(count: int) -> str:
     return f"{count} worker{'' if count == 1 else 's'}"
 
 
-def _stepper(trainer: Trainer, state: State) -> Callable[[list[Batch]], None]:
+def _stepper(trainer: Trainer, state: State) -> Callable[[list[Batch]], Any]:
     config, place = trainer.config, trainer.config.train.stages[-1]
     set_trainable(state.model, place)
     state.model.train()
     weights = loss_in_stage(config.loss, place.loss)
 
-    def step(batches: list[Batch]) -> None:
-        train_step(
-            state.model,
-            state.optimizer,
-            state.scaler,
-            batches,
-            weights,
-            sam=trainer.sam,
-            clip_norm=config.optim.clip_norm,
-            precision=trainer.precision,
-        )
-
-    return step
+    stepper = trainer.stepper()
+    return lambda batches: stepper.step(batches, weights)
 
 
 def _rate(work: Callable[[], Any], pictures: int, device: torch.device) -> float:
@@ -161,7 +154,7 @@ def _loader_rate(loader: TrainLoader) -> float:
         batches.close()
 
 
-def _training_rate(trainer: Trainer, step: Callable[[list[Batch]], None], device: torch.device) -> tuple[float, float]:
+def _training_rate(trainer: Trainer, step: Callable[[list[Batch]], Any], device: torch.device) -> tuple[float, float]:
     """Pictures a second of loader and model together, and the share of the time spent waiting for the loader."""
     batches = _endless(trainer.loader)
     waited = 0.0
@@ -171,7 +164,7 @@ def _training_rate(trainer: Trainer, step: Callable[[list[Batch]], None], device
         start = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - start
-        step([batch.to(device)])
+        step([batch])
         _wait(device)
 
     try:

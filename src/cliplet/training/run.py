@@ -1,11 +1,12 @@
 """A run from its configuration to its results: opening the folder, resuming, finishing.
 
-A run folder holds config.yaml, log.jsonl, tensorboard/, quarantine.jsonl (if anything was bad), checkpoint.pt,
-two model folders, model/ (best on validation) and last/, and report.html.
+A run folder holds config.yaml, log.jsonl, tensorboard/, quarantine.jsonl (if anything was bad), checkpoints/, two model
+folders, model/ (best on validation) and last/, and report.html.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import threading
@@ -20,28 +21,33 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cliplet.config import RunConfig, to_yaml
+from cliplet.config import RunConfig, differences, to_yaml
 from cliplet.console import say as console_say
 from cliplet.data.places import file_name
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers import read_source
-from cliplet.data.records import Records
+from cliplet.data.records import ImageTextSource, Records
 from cliplet.errors import TrainingError
 from cliplet.evaluation import Evaluation
-from cliplet.evaluation.report import write_report
-from cliplet.model_card import model_card
+from cliplet.files import written_beside
+from cliplet.model_folder import recover
 from cliplet.models import DualEncoder
 from cliplet.runtime.tokenizer import Tokenizer
-from cliplet.training.checkpoint import Checkpoint, set_random_state
-from cliplet.training.objective import chance_loss, loss_in_stage
+from cliplet.training.averages import WeightAverage
+from cliplet.training.batch_norm import normalise_over_ranks, running_statistics
+from cliplet.training.checkpoint import Checkpoint, Checkpoints
+from cliplet.training.chunk_size import CIRCUMSTANCE, choose_chunk_size
+from cliplet.training.compiling import compile_towers
+from cliplet.training.cpu import keep_memory
+from cliplet.training.distributed import Ranks, joined, place_of_rank, refuse_bad_batch
+from cliplet.training.finish import finish
 from cliplet.training.optim import build_optimizer, choose_device, choose_precision
-from cliplet.training.run_log import RunLog, read_log
-from cliplet.training.stages import refuse_bad_stages, stage_at
+from cliplet.training.run_log import RunLog
+from cliplet.training.stages import refuse_bad_stages
 from cliplet.training.start import start_model
-from cliplet.training.trainer import CHECKPOINT, State, Trainer, save_best
+from cliplet.training.trainer import CHECKPOINTS, State, Trainer
 
 MANY_CAPTIONS = 200_000  # tokenizing more takes so long that it is announced
-QUERIES_SHOWN = 10
 
 
 @dataclass
@@ -53,63 +59,125 @@ class Run:
     evaluation: Evaluation  # of the best model on the validation split, in fp32
     quarantine: Quarantine
     report: Path
+    rank: int = 0  # of this process among those that trained together; files are rank 0's
 
 
 def train(config: RunConfig, *, resume: bool = False, command: str = "", console: Console | None = None) -> Run:
-    """Trains what `config` says, into its run folder; with `resume`, goes on from the folder's checkpoint.
+    """Trains what `config` says, into its run folder; with `resume`, goes on from the folder's last good checkpoint.
 
     Ctrl-C (or SIGTERM) finishes the step, writes a checkpoint and raises Interrupted. The same configuration
-    gives, on the same machine's CPU, the same weights, resumed or not. `command` goes into the model card.
-    Raises ClipletError, with what to do, for everything that a user can put right.
+    gives, on the same machine's CPU, the same weights, resumed or not. Started by torchrun, this process is one of
+    several that train one model together: rank 0 alone writes and speaks, and its Run is whole. `command` goes into
+    the model card. Raises ClipletError, with what to do, for everything that a user can put right.
     """
-    console = console or Console()
-    folder = config.output
-    checkpoint = Checkpoint.load(folder / CHECKPOINT) if resume else None
-    if checkpoint:
-        checkpoint.refuse_other_config(config)
-    else:
-        _claim(folder)
-    device = choose_device(config.train.device)
-    precision = choose_precision(config.train.precision, device)
-    source = read_source(config.data.path, config.data.images, config.data.samples)
-    train_records = source.select(config.data.train_split)[: config.data.max_images]
-    val_records = source.select(config.data.val_split)
-    unsplit = source.splits.get("", 0)
-    if unsplit and not source.makes_splits and "all" not in (config.data.train_split, config.data.val_split):
-        console_say(console, f"{unsplit:,} pictures name no split where others do, and are in none (all takes them)")
-    circumstances = {"precision": precision, "training data": _fingerprint(train_records)}
-    if checkpoint:
-        checkpoint.refuse_other_circumstances(circumstances)
-    torch.manual_seed(config.train.seed)
+    with joined(config.train.rank_timeout) as ranks:
+        console = console or Console()
+        return _train(config, ranks, resume, command, console if ranks.first else Console(quiet=True))
+
+
+def _train(config: RunConfig, ranks: Ranks, resume: bool, command: str, console: Console) -> Run:
     say = partial(console_say, console)
+    refuse_bad_batch(config, ranks)
+    folder = config.output
+    device = choose_device(config.train.device, *place_of_rank())
+    checkpoint = ranks.from_first(partial(_opened, config, resume, say))
+    precision = choose_precision(config.train.precision, device)
+    if device.type == "cpu":
+        keep_memory()
+    source, train_records, val_records = _read(config, say)
+    circumstances = {
+        "precision": precision,
+        "training data": _fingerprint(train_records),
+        "validation data": _fingerprint(val_records),
+        "ranks": str(ranks.size),
+    }
+    if checkpoint:
+        for line in checkpoint.refuse_other_config(config) + checkpoint.refuse_other_circumstances(circumstances):
+            say(f"resumed with another {line}: rounding and dropout may differ")
+        if CIRCUMSTANCE in checkpoint.circumstances:
+            circumstances[CIRCUMSTANCE] = checkpoint.circumstances[CIRCUMSTANCE]
+    torch.manual_seed(config.train.seed)
     state = (
         _restore(checkpoint, device, precision) if checkpoint else begin(config, train_records, device, precision, say)
     )
+    resumed = checkpoint is not None
+    del checkpoint  # as large as all that a run keeps
     refuse_bad_stages(state.model, config)
+    _agree(ranks, config, state, circumstances)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    if not checkpoint:
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an attempt that came to nothing
-    quarantine = Quarantine(folder / "quarantine.jsonl", resume=checkpoint is not None)
+    quarantine = _prepared_folder(config, ranks, resumed)
     quarantine.extend(source.problems)
     captions = int(train_records.caption_counts().sum())
     if captions > MANY_CAPTIONS:
         say(f"tokenizing {captions:,} captions, once")
-    trainer = Trainer(config, state, device, precision, circumstances, train_records, val_records, quarantine)
-    _announce(trainer, say, resumed=checkpoint is not None)
-    with RunLog(folder, console, trainer.total_steps, trainer.global_step) as log, _asked_to_stop() as stop:
+    trainer = Trainer(config, state, device, precision, circumstances, train_records, val_records, quarantine, ranks)
+    trainer.chunk_size = choose_chunk_size(trainer, say)
+    if config.train.compile:
+        batch = trainer.first_batch()
+        compile_towers(state.model, next(batch.sized(trainer.chunk_size or len(batch))), device, precision, say)
+    if config.train.sync_batch_norm and ranks.size > 1:
+        normalise_over_ranks(state.model)
+    _announce(trainer, say, resumed)
+    with (
+        RunLog(folder, console, trainer.total_steps, trainer.global_step, state.epoch, writes=ranks.first) as log,
+        _asked_to_stop() as stop,
+    ):
         trainer.fit(log, stop)
-    return _finish(config, trainer, command, say)
+    evaluation = finish(trainer, command, say)
+    return Run(folder, folder / "model", evaluation, quarantine, folder / "report.html", ranks.rank)
 
 
-def _claim(folder: Path) -> None:
-    """Refuses a folder in which another run lies. One that ended before its first checkpoint left nothing to lose."""
-    if (folder / CHECKPOINT).exists() or (folder / "model").exists():
+def _read(config: RunConfig, say: Callable[[str], None]) -> tuple[ImageTextSource, Records, Records]:
+    """The data set, and of it what is trained and what is validated on."""
+    source = read_source(config.data.path, config.data.images, config.data.samples)
+    unsplit = source.splits.get("", 0)
+    if unsplit and not source.makes_splits and "all" not in (config.data.train_split, config.data.val_split):
+        say(f"{unsplit:,} pictures name no split where others do, and are in none (all takes them)")
+    train_records = source.select(config.data.train_split)[: config.data.max_images]
+    return source, train_records, source.select(config.data.val_split)
+
+
+def _opened(config: RunConfig, resume: bool, say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint to go on from, or none for a run that begins; the folder is put in order."""
+    for name in ("model", "last"):
+        recover(config.output / name)
+    checkpoints = Checkpoints(config.output / CHECKPOINTS, config.train.keep_checkpoints)
+    if resume:
+        return checkpoints.latest(say)
+    if checkpoints.exists() or (config.output / "model").exists():
         raise TrainingError(
-            f"{folder}: holds a run already",
+            f"{config.output}: holds a run already",
             "Add --resume to go on with it, or name another folder with --train.output.",
         )
+    return None
+
+
+def _agree(ranks: Ranks, config: RunConfig, state: State, circumstances: dict[str, str]) -> None:
+    """Makes the model of every rank that of rank 0. Raises TrainingError where ranks were given different things."""
+    first = ranks.from_first(lambda: config)
+    changed = differences(first, config)
+    ranks.refuse_differences(
+        configuration="as given" if not changed else "with " + ", ".join(changed),
+        data=circumstances["training data"],
+        precision=circumstances["precision"],
+        tokenizer=f"of checksum {zlib.crc32(state.model.tokenizer.to_json().encode()):08x}",
+    )
+    ranks.as_first_(state.model.state_dict().values())
+    if state.average is not None:
+        ranks.as_first_(state.average.state_dict()["averages"].values())
+
+
+def _prepared_folder(config: RunConfig, ranks: Ranks, resumed: bool) -> Quarantine:
+    """The run folder, ready to be written to, and the run's quarantine; both on rank 0 only."""
+    folder = config.output
+    if not ranks.first:
+        return Quarantine()
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_beside(folder / "config.yaml") as beside:
+        beside.write_text(to_yaml(config), encoding="utf-8")
+    if not resumed:
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an attempt that came to nothing
+    return Quarantine(folder / "quarantine.jsonl", resume=resumed)
 
 
 def _fingerprint(records: Records) -> str:
@@ -141,15 +209,18 @@ def _restore(checkpoint: Checkpoint, device: torch.device, precision: str) -> St
     state = _on_device(model, config, device, precision)
     state.optimizer.load_state_dict(checkpoint.optimizer)
     state.scaler.load_state_dict(checkpoint.scaler)
+    if state.average is not None:
+        state.average.load_state_dict(checkpoint.averages)
     state.epoch, state.step, state.best = checkpoint.epoch, checkpoint.step, checkpoint.best
-    set_random_state(checkpoint.random)
+    state.skipped = checkpoint.skipped
     return state
 
 
 def _on_device(model: DualEncoder, config: RunConfig, device: torch.device, precision: str) -> State:
     model = model.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return State(model, build_optimizer(model, config.optim), scaler)
+    average = WeightAverage(model, config.train.ema) if config.train.ema else None
+    return State(model, build_optimizer(model, config.optim), scaler, average)
 
 
 def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> None:
@@ -175,43 +246,18 @@ def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> No
             f"a step averages the gradients of {trainer.accumulate} batches; {batches % trainer.accumulate} of the "
             f"{batches} batches of an epoch sit out"
         )
+    chunk, share = trainer.chunk_size, trainer.loader.batch_size // trainer.ranks.size
+    if trainer.ranks.size > 1:
+        say(f"{trainer.ranks.size} ranks, each with {share} pictures of the batch")
+    if chunk is not None and chunk < share:
+        chunk = math.ceil(share / math.ceil(share / chunk))  # as even as can be
+        say(f"pictures are embedded in chunks of {chunk}; {trainer.loader.batch_size} compete")
+        if running_statistics(model.train()):
+            say("batch norm normalises by the chunk: with train_batch_norm, chunks are not exactly the whole batch")
     if config.loss.siglip and model.logit_bias is None:
         say("SigLIP learns slowly without a bias: set model.logit_bias to -10 (--model.logit-bias -10)")
     if resumed:
         say(f"resumed at step {trainer.global_step} of {trainer.total_steps}")
-
-
-def _finish(config: RunConfig, trainer: Trainer, command: str, say: Callable[[str], None]) -> Run:
-    """Measures the best model again in fp32, as anyone who opens it will, and writes what the run leaves behind."""
-    folder, state = config.output, trainer.state
-    parameters = state.model.count_parameters()
-    state.model.save_pretrained(folder / "last", card=model_card(config, parameters, {}, command))
-    best = DualEncoder.from_pretrained(folder / "model").to(trainer.device)
-    evaluation = trainer.evaluate(best, "fp32")
-    best_folder = save_best(best.cpu(), config, state.best["epoch"], evaluation.metrics, command)
-    last_loss = loss_in_stage(config.loss, stage_at(config.train.stages, state.epoch - 1).stage.loss)
-    report = folder / "report.html"
-    step = max(1, len(evaluation.captions) // QUERIES_SHOWN)
-    write_report(
-        report,
-        title=f"cliplet: {config.name}",
-        metrics=evaluation.metrics,
-        history=read_log(folder / "log.jsonl"),
-        queries=evaluation.top_images(range(0, len(evaluation.captions), step)[:QUERIES_SHOWN]),
-        facts={
-            "data": f"{config.data.path}: trained on {config.data.train_split} "
-            f"({len(trainer.train_records):,} pictures), measured on {config.data.val_split}",
-            "model": f"{parameters / 1e6:.1f} M parameters, best epoch {state.best['epoch']} of {trainer.epochs}",
-            "computed on": f"{trainer.device}, {trainer.precision}",
-            "left out": f"{len(trainer.quarantine):,} bad records or files",
-            "command": command or "cliplet.train(config)",
-            "seed": str(config.train.seed),
-        },
-        chance=chance_loss(last_loss, trainer.loader.batch_size, config.data.captions_per_image),
-    )
-    if trainer.quarantine:
-        say(trainer.quarantine.summary())
-    return Run(folder, best_folder, evaluation, trainer.quarantine, report)
 
 
 @contextmanager

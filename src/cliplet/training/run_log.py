@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from cliplet.console import SECONDS_BETWEEN_LINES, say
+from cliplet.files import written_beside
 
 
 class RunLog(AbstractContextManager["RunLog"]):
@@ -21,20 +22,33 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     Lines of the log: {"kind": "train", "step", "epoch", "loss", "logit_scale", "grad_norm", "lr_image", "lr_text",
     "lr_head", "images_per_second", "data_wait"} every few steps, with "loss_TERM" for each term where there are several
-    and without "grad_norm" where a scaled gradient overflowed; {"kind": "validation", "step", "epoch", metrics} and
-    {"kind": "warning", "step", "message"}. `data_wait` is the share of time spent waiting for the loader.
+    and "skipped", the steps so far that changed nothing because they gave no numbers, where there are any;
+    {"kind": "validation", "step", "epoch", metrics} and {"kind": "warning", "step", "message"}. `data_wait` is the
+    share of time spent waiting for the loader.
     """
 
-    def __init__(self, folder: Path, console: Console, total_steps: int, resume_step: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        console: Console,
+        total_steps: int,
+        resume_step: int = 0,
+        resume_epoch: int = 0,
+        writes: bool = True,
+    ):
+        """`resume_step`, `resume_epoch`: how far the run has come. `writes`: off on ranks other than the first, which
+        then leave no trace."""
+        self.writes = writes
         self.file = folder / "log.jsonl"
         self.console = console
         self.total_steps = total_steps
-        if resume_step:
-            self._forget_after(resume_step)
-        else:
-            self.file.write_text("")
-        purge = resume_step + 1 if resume_step else None
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        if writes:
+            if resume_step:
+                self._forget_after(resume_step, resume_epoch)
+            else:
+                self.file.write_text("")
+            purge = resume_step + 1 if resume_step else None
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
@@ -60,7 +74,8 @@ class RunLog(AbstractContextManager["RunLog"]):
 
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
-        self._tensorboard.close()
+        if self.writes:
+            self._tensorboard.close()
 
     def say(self, message: str) -> None:
         """A line for people."""
@@ -103,16 +118,21 @@ class RunLog(AbstractContextManager["RunLog"]):
         self.console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, line: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         for name, value in line.items():
             if isinstance(value, (int, float)) and name not in ("step", "epoch"):
                 self._tensorboard.add_scalar(f"{line['kind']}/{name}", value, line["step"])
 
-    def _forget_after(self, step: int) -> None:
-        """Drops lines that a resumed run will write again."""
+    def _forget_after(self, step: int, epoch: int) -> None:
+        """Drops lines that a resumed run will write again: of later steps, and of a validation whose epoch the
+        checkpoint has not counted yet."""
         kept = [line for line in read_log(self.file) if line["step"] <= step]
-        self.file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        kept = [line for line in kept if line["kind"] != "validation" or line["epoch"] <= epoch]
+        with written_beside(self.file) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def recalls(metrics: dict[str, float], direction: str) -> str:

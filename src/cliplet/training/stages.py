@@ -67,6 +67,12 @@ def set_trainable(model: DualEncoder, stage: StageConfig) -> str:
     )
 
 
+def trained_parameters(model: DualEncoder, stage: StageConfig) -> int:
+    """How many numbers train in a stage. Frees and freezes on the way."""
+    set_trainable(model, stage)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def refuse_idle(model: DualEncoder, stage: StageConfig, optim: OptimConfig) -> None:
     """Raises TrainingError for a stage whose trainable parameters all have the learning rate 0."""
     rates = peak_rates(stage, optim)

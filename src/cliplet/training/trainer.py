@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,35 +13,37 @@ from typing import Any
 import torch
 
 from cliplet.config import RunConfig
-from cliplet.data.loader import Batch, TrainLoader
+from cliplet.data.batch import Batch
+from cliplet.data.loader import TrainLoader
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import Records
 from cliplet.errors import TrainingError
 from cliplet.evaluation import Evaluation, evaluate
 from cliplet.model_card import model_card
 from cliplet.models import DualEncoder
-from cliplet.runtime.encoder import Encoder
-from cliplet.runtime.engines import TorchEngine
-from cliplet.training.checkpoint import Checkpoint, random_state
+from cliplet.training.averages import WeightAverage
+from cliplet.training.checkpoint import Checkpoint, Checkpoints
+from cliplet.training.chunk_size import out_of_memory_answer
+from cliplet.training.distributed import Ranks
+from cliplet.training.features import FrozenFeatures
+from cliplet.training.memory import out_of_memory
+from cliplet.training.meter import RECENT, Meter, Scalars
 from cliplet.training.objective import chance_loss, loss_in_stage
 from cliplet.training.optim import learning_rate, set_learning_rate
 from cliplet.training.run_log import RunLog
 from cliplet.training.sam import Sam
+from cliplet.training.skips import LOWER_RATES, Skips
 from cliplet.training.stages import Place, peak_rates, set_trainable, stage_at
-from cliplet.training.step import StepResult, train_step
+from cliplet.training.step import Stepper
 
-CHECKPOINT = "checkpoint.pt"
-CHANCE_STEPS = 50  # so many last losses are held against chance, so often
-LOWER_RATES = (
-    "Start anew in another folder with lower learning rates (--optim.image-lr, --optim.text-lr, --optim.head-lr), "
-    "or with --train.precision fp32."
-)
+CHECKPOINTS = "checkpoints"  # in the run folder
 USUAL_CAUSES = (
     "Usual causes: captions that do not belong to their pictures (look with: cliplet inspect DATA); learning rates too "
     "high or too low by a factor of ten (--optim.head-lr, --optim.image-lr, --optim.text-lr); a tower from scratch "
     "with too little data or too few steps; pretrained weights with another mean and deviation than model.preprocess "
     "says."
 )
+TRAINED_SHARE = "trained_share"  # in metrics.json of a model whose weights are mixed with its start's
 CHANCE_SHARE = 0.97  # a mean loss above this share of chance has learnt nothing
 
 
@@ -58,9 +58,21 @@ class State:
     model: DualEncoder
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # switched off but for fp16
+    average: WeightAverage | None = None
     epoch: int = 0
     step: int = 0  # within the epoch
+    skipped: int = 0  # steps since the run began whose loss was no number
     best: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step on its way. What came of it is read when the next one has been sent to the device, so that none waits."""
+
+    number: int  # since the run began, from 1
+    scalars: Scalars
+    batches: list[Batch]
+    rates: dict[str, float]
 
 
 class Trainer:
@@ -76,9 +88,12 @@ class Trainer:
         train_records: Records,
         val_records: Records,
         quarantine: Quarantine,
+        ranks: Ranks | None = None,
+        chunk_size: int | None = None,
     ):
+        """`chunk_size`: pictures of this rank that are embedded at once; None: all of its part of the batch."""
         self.config, self.state, self.device, self.precision = config, state, device, precision
-        self.circumstances = circumstances
+        self.circumstances, self.ranks, self.chunk_size = circumstances, ranks or Ranks(), chunk_size
         self.train_records, self.val_records, self.quarantine = train_records, val_records, quarantine
         self.loader = TrainLoader(
             train_records,
@@ -89,15 +104,25 @@ class Trainer:
             augment=config.augment,
             seed=config.train.seed,
             quarantine=quarantine,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
         )
         self.epochs = config.train.epochs
         self.accumulate = min(config.train.accumulate, len(self.loader))
         self.steps_an_epoch = len(self.loader) // self.accumulate
         self.total_steps = self.epochs * self.steps_an_epoch
         self.meter = Meter(self.accumulate * self.loader.batch_size)
+        self.skips = Skips(
+            config.train.max_skipped,
+            state.scaler.is_enabled(),
+            config.output,
+            train_records,
+            state.skipped,
+            self.ranks.rank,
+        )
         self.warned = False
-        optim = config.optim
-        self.sam = Sam(state.model, optim.sam.rho, optim.sam.per_layer) if optim.sam.rho else None
+        self.frozen = FrozenFeatures(self)
+        self.checkpoints = Checkpoints(config.output / CHECKPOINTS, config.train.keep_checkpoints)
 
     @property
     def global_step(self) -> int:
@@ -107,49 +132,137 @@ class Trainer:
     def fit(self, log: RunLog, stop: threading.Event) -> None:
         """Trains to the last epoch, or until nothing has become better for too long."""
         state, config = self.state, self.config
+        stepper, place = None, None
         while state.epoch < self.epochs and not self._out_of_patience(log):
-            place = stage_at(config.train.stages, state.epoch)
-            trained = set_trainable(state.model, place.stage)
-            if state.step == 0 and state.epoch == place.first_epoch:
-                log.say(f"stage {place.number + 1}/{len(config.train.stages)} trains {trained}")
-                self.meter.losses.clear()  # they may have been of another loss
+            if stepper is None or place is None or stage_at(config.train.stages, state.epoch) != place:
+                place = stage_at(config.train.stages, state.epoch)
+                stepper = self._begin_stage(place, log)
             state.model.train()
             self.meter.start()
-            for batches in self._steps():
+            last = None
+            for batches in self._batches(place):
                 self.meter.data_arrived()
-                self._after_step(self._step(batches, place), place, log, stop)
-            done = state.epoch + 1
-            if done % config.train.validate_every == 0 or done == self.epochs:
-                self.save()  # before the validation, so that whatever happens in it can be resumed from
-                state.epoch, state.step = done, 0
-                self._validate(log)
-            state.epoch, state.step = done, 0
-            self.save()
+                step = self._step(stepper, batches, place)
+                self.meter.step_done()
+                self._settle(last, place, log)
+                log.advance(self.global_step)
+                last = self._between_steps(step, place, log, stop)
+                self.meter.waiting()
+            self._settle(last, place, log)
+            self._end_epoch(log)
 
-    def _steps(self) -> Iterator[list[Batch]]:
+    def _begin_stage(self, place: Place, log: RunLog) -> Stepper:
+        """Frees and freezes what the stage says, and computes what frozen towers give, if that can be kept."""
+        config, state = self.config, self.state
+        trained = set_trainable(state.model, place.stage)
+        if state.step == 0 and state.epoch == place.first_epoch:
+            log.say(f"stage {place.number + 1}/{len(config.train.stages)} trains {trained}")
+            self.meter.losses.clear()  # they may have been of another loss
+        self.frozen = FrozenFeatures.of_stage(self, place.stage, log.say)
+        return self.stepper()
+
+    def stepper(self) -> Stepper:
+        """What makes steps of the parameters that are trainable now."""
+        state, optim = self.state, self.config.optim
+        return Stepper(
+            state.model,
+            state.optimizer,
+            state.scaler,
+            precision=self.precision,
+            chunk_size=self.chunk_size,
+            sam=Sam(state.model, optim.sam.rho, optim.sam.per_layer) if optim.sam.rho else None,
+            clip_norm=optim.clip_norm,
+            ranks=self.ranks,
+            sync_batch_norm=self.config.train.sync_batch_norm,
+            average=state.average,
+        )
+
+    def first_batch(self) -> Batch:
+        """This rank's part of the run's first batch."""
+        return next(self.loader.epoch(0))
+
+    def _batches(self, place: Place) -> Iterator[list[Batch]]:
         """The batches of each step that the epoch still has; what is left over of the epoch at its end sits out."""
-        batches = self.loader.epoch(self.state.epoch, self.state.step * self.accumulate)
+        batches = self.loader.epoch(
+            self.state.epoch,
+            self.state.step * self.accumulate,
+            augmented=place.stage.augment,
+            image_features=self.frozen.image,
+            text_features=self.frozen.text,
+        )
         for _ in range(self.state.step, self.steps_an_epoch):
-            yield [batch.to(self.device) for batch in islice(batches, self.accumulate)]
+            yield list(islice(batches, self.accumulate))
 
-    def _step(self, batches: list[Batch], place: Place) -> StepResult:
+    def _step(self, stepper: Stepper, batches: list[Batch], place: Place) -> Step:
         """One step at the rates and weights of its stage."""
         config, state = self.config, self.state
         stage_start = place.first_epoch * self.steps_an_epoch
         share = learning_rate(self.global_step, self.total_steps, stage_start, config.optim)
         set_learning_rate(state.optimizer, peak_rates(place.stage, config.optim), share)
-        result = train_step(
-            state.model,
-            state.optimizer,
-            state.scaler,
-            batches,
-            loss_in_stage(config.loss, place.stage.loss),
-            sam=self.sam,
-            clip_norm=config.optim.clip_norm,
-            precision=self.precision,
-        )
+        loss = loss_in_stage(config.loss, place.stage.loss)
+        try:
+            result = stepper.step(batches, loss, (config.train.seed, self.global_step))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            answer = out_of_memory_answer(self, error, batches[0])
+            raise answer from None
         state.step += 1
-        return result
+        rates = {f"lr_{group['part']}": group["lr"] for group in state.optimizer.param_groups}
+        return Step(self.global_step, Scalars(result), batches, rates)
+
+    def _settle(self, step: Step | None, place: Place, log: RunLog) -> None:
+        """Reads what came of a step, which waits until it is done: counts it, logs it, warns."""
+        if step is None:
+            return
+        values = step.scalars.read()
+        skipped = bool(values.pop("skipped"))
+        if skipped:
+            self._skipped(step, values, log)
+        else:
+            self.skips.passed()
+            self.meter.losses.append(values["loss"])
+        last_of_epoch = step.number % self.steps_an_epoch == 0
+        if (step.number % self.config.train.log_every == 0 or last_of_epoch) and not skipped:
+            epoch = step.number / self.steps_an_epoch
+            total = {"skipped": self.skips.total} if self.skips.total else {}
+            log.train(step.number, epoch, self.epochs, **values, **step.rates, **total, **self.meter.read())
+        if step.number % RECENT == 0 or last_of_epoch:
+            self._warn_at_chance(step.number, place, log)
+
+    def _skipped(self, step: Step, values: dict[str, float], log: RunLog) -> None:
+        what = f"loss {values['loss']}, norm of the gradient {values['grad_norm']}"
+        if values["loss"] - values["loss"] != 0 or not self.state.scaler.is_enabled():  # not finite
+            log.warning(step.number, f"step {step.number} changed nothing, for it gave no numbers: {what}")
+        self.skips.skipped(step.number, what, step.batches)
+        self.state.skipped = self.skips.total
+
+    def _between_steps(self, last: Step, place: Place, log: RunLog, stop: threading.Event) -> Step | None:
+        """Writes a checkpoint where one is due, and ends the run where that is asked for; gives the step that is still
+        to be settled."""
+        every, step = self.config.train.checkpoint_every, self.global_step
+        stopping = any(asked for (asked,) in self.ranks.exchange(int(stop.is_set())))
+        if not stopping and not (every and step % every == 0):
+            return last
+        self._settle(last, place, log)
+        self.save()
+        if stopping:
+            raise Interrupted(
+                f"stopped at step {step} of {self.total_steps}; the checkpoint is written",
+                "The same command with --resume goes on from here.",
+            )
+        return None
+
+    def _end_epoch(self, log: RunLog) -> None:
+        state, train = self.state, self.config.train
+        self._share_quarantine()
+        done = state.epoch + 1
+        if done % train.validate_every == 0 or done == self.epochs:
+            self.save()  # before the validation, so that whatever happens in it can be resumed from
+            state.epoch, state.step = done, 0
+            self._validate(log)
+        state.epoch, state.step = done, 0
+        self.save()
 
     def _out_of_patience(self, log: RunLog) -> bool:
         """Whether so many validations in a row brought no new best that the run is to end early. Only the last stage
@@ -166,53 +279,10 @@ class Trainer:
         )
         return True
 
-    def _after_step(self, result: StepResult, place: Place, log: RunLog, stop: threading.Event) -> None:
-        step, config = self.global_step, self.config
-        self.meter.step_done(result.loss)
-        log.advance(step)
-        if step % config.train.log_every == 0 or self.state.step == self.steps_an_epoch:
-            self._log(result, log)
-        if step % CHANCE_STEPS == 0 or self.state.step == self.steps_an_epoch:
-            self._warn_at_chance(place, log)
-        if config.train.checkpoint_every and step % config.train.checkpoint_every == 0:
-            self.save()
-        if stop.is_set():
-            self.save()
-            raise Interrupted(
-                f"stopped at step {step} of {self.total_steps}; the checkpoint is written",
-                "The same command with --resume goes on from here.",
-            )
-
-    def _log(self, result: StepResult, log: RunLog) -> None:
-        self._refuse_non_finite(result)
-        step = self.global_step
-        rates = {f"lr_{g['part']}": g["lr"] for g in self.state.optimizer.param_groups}
-        terms = {f"loss_{name}": float(value) for name, value in result.terms.items()} if len(result.terms) > 1 else {}
-        # Scaled gradients overflow now and then; JSON has no word for it, so nothing is said.
-        norm = {"grad_norm": float(result.grad_norm)} if result.grad_norm.isfinite() else {}
-        log.train(
-            step,
-            step / self.steps_an_epoch,
-            self.epochs,
-            loss=float(result.loss),
-            **terms,
-            logit_scale=float(result.logit_scale),
-            **norm,
-            **rates,
-            **self.meter.read(),
-        )
-
-    def _refuse_non_finite(self, result: StepResult) -> None:
-        """Ends the run when loss or gradient is no number any more."""
-        for name, value in (("loss", float(result.loss)), ("gradient's norm", float(result.grad_norm))):
-            # With scaled gradients a norm that is not finite is how the scaler finds its scale; the step was skipped.
-            if not math.isfinite(value) and not (name != "loss" and self.state.scaler.is_enabled()):
-                raise TrainingError(f"the {name} became {value} by step {self.global_step}", LOWER_RATES)
-
-    def _warn_at_chance(self, place: Place, log: RunLog) -> None:
-        enough = min(CHANCE_STEPS, self.total_steps // 2)
-        warming_up = self.global_step < self.config.optim.warmup * self.total_steps
-        if self.warned or warming_up or len(self.meter.losses) < enough:
+    def _warn_at_chance(self, step: int, place: Place, log: RunLog) -> None:
+        enough = min(RECENT, self.total_steps // 2)
+        warming_up = step < self.config.optim.warmup * self.total_steps
+        if self.warned or warming_up or len(self.meter.losses) < max(1, enough):
             return
         weighed = loss_in_stage(self.config.loss, place.stage.loss)
         chance = chance_loss(weighed, self.loader.batch_size, self.config.data.captions_per_image)
@@ -220,32 +290,45 @@ class Trainer:
         if loss > CHANCE_SHARE * chance:
             self.warned = True
             log.warning(
-                self.global_step,
-                f"After {self.global_step} steps the loss is still {loss:.2f}, no better than chance ({chance:.2f} for "
+                step,
+                f"After {step} steps the loss is still {loss:.2f}, no better than chance ({chance:.2f} for "
                 f"a batch of {self.loader.batch_size}): the model tells no pair from another. {USUAL_CAUSES}",
             )
 
     def _validate(self, log: RunLog) -> None:
-        metrics = self.evaluate(self.state.model, self.precision).metrics
-        best = not self.state.best or metrics["rsum"] > self.state.best["metrics"]["rsum"]
-        if best:
-            self.state.best = {"epoch": self.state.epoch, "metrics": metrics}
-            save_best(self.state.model, self.config, self.state.epoch, metrics)
+        with self.averaged():
+            evaluation = self.evaluate(self.state.model, self.precision)
+            # One word for all: ranks that disagreed on which epoch is best would part ways.
+            metrics = self.ranks.from_first(lambda: evaluation.metrics)
+            best = not self.state.best or metrics["rsum"] > self.state.best["metrics"]["rsum"]
+            if best:
+                self.state.best = {"epoch": self.state.epoch, "metrics": metrics}
+                if self.ranks.first:
+                    save_best(self.state.model, self.config, self.state.epoch, metrics)
         log.validation(self.global_step, self.state.epoch, self.epochs, metrics, best)
+
+    def averaged(self) -> AbstractContextManager:
+        """The model with its average weights, where an average is kept."""
+        return nullcontext() if self.state.average is None else self.state.average.swapped()
 
     def evaluate(self, model: DualEncoder, precision: str) -> Evaluation:
         """Retrieval of a model on the validation records, through the same Encoder that users have."""
-        encoder = Encoder(
-            TorchEngine(model, precision), model.tokenizer, model.config.preprocess, model.config.embed_dim
-        )
-        return evaluate(encoder, self.val_records, self.quarantine)
+        return evaluate(self.frozen.encoder(model, precision), self.val_records, self.quarantine, ranks=self.ranks)
+
+    def _share_quarantine(self) -> None:
+        """Rank 0 hears of what is bad on other ranks, for it alone writes it down."""
+        for problems in self.ranks.gather_objects(self.quarantine.problems()):
+            if self.ranks.first:
+                self.quarantine.extend(problems)
 
     def save(self) -> None:
         """Writes the checkpoint. Raises TrainingError rather than save weights that are no numbers."""
         state, model = self.state, self.state.model
+        if not self.ranks.first:
+            return
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise TrainingError(f"weights became infinite or no numbers by step {self.global_step}", LOWER_RATES)
-        Checkpoint(
+        checkpoint = Checkpoint(
             config=self.config,
             epoch=state.epoch,
             step=state.step,
@@ -255,57 +338,27 @@ class Trainer:
             text_architecture=model.text_tower.architecture,
             optimizer=state.optimizer.state_dict(),
             scaler=state.scaler.state_dict(),
-            random=random_state(),
+            averages=state.average.state_dict() if state.average else {},
+            skipped=state.skipped,
             circumstances=self.circumstances,
             best=state.best,
-        ).save(self.config.output / CHECKPOINT)
+        )
+        self.checkpoints.save(checkpoint, self.global_step)
 
 
-def save_best(model: DualEncoder, config: RunConfig, epoch: int, metrics: dict[str, float], command: str = "") -> Path:
-    """Writes the run's best model with its card and what was measured; gives the folder."""
-    folder = config.output / "model"
+def save_best(
+    model: DualEncoder,
+    config: RunConfig,
+    epoch: int,
+    metrics: dict[str, float],
+    command: str = "",
+    trained_share: float | None = None,
+) -> None:
+    """Writes the run's best model with its card and what was measured. `trained_share`: of its weights, the rest being
+    the starting model's, where they are a mixture."""
     split = config.data.val_split
     measured = {"data": Path(config.data.path).name, "split": split, "epoch": epoch, "retrieval": metrics}
-    model.save_pretrained(folder, model_card(config, model.count_parameters(), metrics, command), measured)
-    return folder
-
-
-class Meter:
-    """Speed, share of time waiting for data, and recent losses."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-        self.losses: deque[torch.Tensor] = deque(maxlen=CHANCE_STEPS)
-        self.start()
-
-    def start(self) -> None:
-        """Begins to measure, at the start of an epoch or after a line of the log."""
-        self._since = self._mark = time.monotonic()
-        self._waited, self._counted = 0.0, 0
-
-    def data_arrived(self) -> None:
-        """A batch is there; what passed since the last step was waiting."""
-        self._waited += time.monotonic() - self._mark
-
-    def step_done(self, loss: torch.Tensor) -> None:
-        """A step is done, or on its way on a GPU, which is let run one step ahead and no further: so what passes
-        until the next batch arrives is waiting for data, and not for the GPU."""
-        if self.losses:
-            self.losses[-1].item()
-        self.losses.append(loss)
-        self._counted += 1
-        self._mark = time.monotonic()
-
-    def mean_loss(self) -> float:
-        """Mean of the last losses, CHANCE_STEPS of them at most."""
-        return float(torch.stack(list(self.losses)).mean())
-
-    def read(self) -> dict[str, float]:
-        """Images a second and the share of time spent waiting for data, since the last call."""
-        elapsed = max(1e-9, time.monotonic() - self._since)
-        figures = {
-            "images_per_second": self._counted * self.batch_size / elapsed,
-            "data_wait": self._waited / elapsed,
-        }
-        self.start()
-        return figures
+    if trained_share is not None:
+        measured[TRAINED_SHARE] = trained_share
+    card = model_card(config, model.count_parameters(), metrics, command)
+    model.save_pretrained(config.output / "model", card, measured)
