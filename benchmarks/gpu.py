@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from cliplet.config import RunConfig
+from cliplet.config import DistilConfig, RunConfig
 from cliplet.data.batch import Batch
 from cliplet.data.loader import TrainLoader
 from cliplet.data.packing import pack
@@ -170,7 +170,7 @@ class Bench:
         stage, sam = self.config.train.stages[-1], self.config.optim.sam
         set_trainable(self.model, stage)
         self.model.train()
-        self.weights = loss_in_stage(self.config.loss, stage.loss)
+        self.weights = loss_in_stage(self.config, stage)
         self.stepper = TimedStepper(
             self.model,
             build_optimizer(self.model, self.config.optim),
@@ -292,7 +292,7 @@ GROUPED = {torch.ops.aten.convolution_backward: convolution_backward}
 
 
 def from_scratch(name: str, batch: int, workers: int | None) -> RunConfig:
-    """The recipe without pretrained weights, in its last stage, one batch a step."""
+    """The recipe without pretrained weights and without a teacher, in its last stage, one batch a step."""
     config = recipe(name)
     model = config.model
     image = model.image.model_copy(update={"weights": ()})
@@ -304,6 +304,7 @@ def from_scratch(name: str, batch: int, workers: int | None) -> RunConfig:
             "train": config.train.model_copy(
                 update={"batch_size": batch, "accumulate": 1, "start_from": "", "stages": config.train.stages[-1:]}
             ),
+            "distil": DistilConfig(enabled=False),
         }
     )
 

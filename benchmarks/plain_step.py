@@ -39,7 +39,7 @@ class Plain:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.optim.text_lr, weight_decay=config.optim.weight_decay
         )
-        self.loss = loss_in_stage(config.loss, config.train.stages[-1].loss)
+        self.loss = loss_in_stage(config, config.train.stages[-1])
         self.loader = torch.utils.data.DataLoader(
             Pictures(config, records),
             batch_size=config.train.batch_size,

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cliplet.config import DataConfig, OptimConfig, RunConfig, StageConfig
+from cliplet.config import DataConfig, DistilConfig, OptimConfig, RunConfig, StageConfig
 from cliplet.data.readers import read_source
 from cliplet.recipes import RECIPES, recipe
 from cliplet.training import train
@@ -105,7 +105,7 @@ def subset(data: str, folder: Path) -> Path:
 
 
 def from_scratch(name: str, data: Path, output: Path) -> RunConfig:
-    """The recipe without pretrained weights, cut to 50 steps."""
+    """The recipe without pretrained weights and without a teacher, cut to 50 steps."""
     config = recipe(name)
     model = config.model
     image = model.image.model_copy(update={"weights": (), "train_batch_norm": True})
@@ -122,6 +122,7 @@ def from_scratch(name: str, data: Path, output: Path) -> RunConfig:
     return config.model_copy(
         update={
             "data": DataConfig(path=str(data), captions_per_image=config.data.captions_per_image),
+            "distil": DistilConfig(enabled=False),
             "model": model.model_copy(update={"image": image, "text": text, "temperature": temperature}),
             "optim": OptimConfig(**{**config.optim.model_dump(), **rates}),
             "train": config.train.model_copy(

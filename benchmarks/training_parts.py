@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from cliplet.config import RunConfig
+from cliplet.config import DistilConfig, RunConfig
 from cliplet.data.batch import Batch
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers import read_source
@@ -82,7 +82,7 @@ class Ours:
         self.trainer.frozen = FrozenFeatures.of_stage(self.trainer, stage, say)
         self.computing = time.perf_counter() - start  # seconds for the features of frozen towers
         set_learning_rate(self.optimizer, peak_rates(stage, config.optim), 1.0)
-        self.loss = loss_in_stage(config.loss, stage.loss)
+        self.loss = loss_in_stage(config, stage)
         self.stepper = self.trainer.stepper()
         self.module = self.stepper.embedder
         self.about = (
@@ -195,8 +195,8 @@ def serve(pipe: Connection, about: Any, work: Callable[[int], Any]) -> None:
 
 
 def configured(name: str, batch: int, weights: tuple[str, ...] = (), **train: Any) -> RunConfig:
-    """The recipe with what weights lie on this machine, one batch a step. `weights`: of the image tower; `train`:
-    settings of that section."""
+    """The recipe with what weights lie on this machine, without a teacher, one batch a step. `weights`: of the image
+    tower; `train`: settings of that section."""
     config = recipe(name)
     model = config.model
     packages = [source for source in model.text.sources if source.startswith("pkg:")]
@@ -208,6 +208,7 @@ def configured(name: str, batch: int, weights: tuple[str, ...] = (), **train: An
         update={
             "model": model.model_copy(update={"image": image, "text": text}),
             "train": config.train.model_copy(update=settings),
+            "distil": DistilConfig(enabled=False),
         }
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cliplet.cli import main
-from cliplet.config import RunConfig, differences, from_yaml
+from cliplet.config import DistilConfig, RunConfig, differences, from_yaml
 from cliplet.errors import ConfigError
 from cliplet.recipes import RECIPES, recipe
 
@@ -270,7 +270,8 @@ def features(model, batch):
 
 
 def train_save_and_reopen(config, model, batch, folder):
-    """One step in each of the recipe's stages, with its own losses and optimiser; then the model as a folder."""
+    """One step in each of the recipe's stages, with its own losses (but teachers') and optimiser; then the model as a
+    folder."""
     from cliplet.models import DualEncoder
     from cliplet.training.objective import loss_in_stage
     from cliplet.training.optim import build_optimizer, set_learning_rate
@@ -279,6 +280,7 @@ def train_save_and_reopen(config, model, batch, folder):
     from cliplet.training.step import Stepper
 
     optim = config.optim
+    untaught = config.model_copy(update={"distil": DistilConfig(enabled=False)})
     optimizer = build_optimizer(model, optim)
     sam = Sam(model, optim.sam.rho, optim.sam.per_layer) if optim.sam.rho else None
     for stage in config.train.stages:
@@ -286,7 +288,7 @@ def train_save_and_reopen(config, model, batch, folder):
         set_trainable(model, stage)
         model.train()
         set_learning_rate(optimizer, peak_rates(stage, optim), 1.0)
-        loss = loss_in_stage(config.loss, stage.loss)
+        loss = loss_in_stage(untaught, stage)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         result = Stepper(model, optimizer, scaler, sam=sam, clip_norm=optim.clip_norm).step([batch], loss)
         assert torch.isfinite(result.loss) and result.grad_norm > 0

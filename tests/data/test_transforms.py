@@ -1,15 +1,17 @@
-"""Views: within the picture, of the areas asked for, the same from the same seed, and replayable."""
+"""Views: within the picture, of the areas and colours asked for, the same from the same seed, and replayable."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields, replace
+from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as tv
 
 from cliplet.config import AugmentConfig
-from cliplet.data.transforms import DRAWS_A_VIEW, View, apply_view, draw_view
+from cliplet.data.transforms import COLOURS_A_VIEW, DRAWS_A_VIEW, VIEW_NUMBERS, View, apply_view, draw_view, stored
 
 DRAWS = 2000
 WHOLE = View(0.0, 0.0, 1.0, 1.0, False)
@@ -17,7 +19,7 @@ WHOLE = View(0.0, 0.0, 1.0, 1.0, False)
 
 def draws(config, seed=0, count=DRAWS):
     random = np.random.default_rng(seed)
-    return [draw_view(config, random.random(DRAWS_A_VIEW)) for _ in range(count)]
+    return [draw_view(config, random.random(DRAWS_A_VIEW), random.random(COLOURS_A_VIEW)) for _ in range(count)]
 
 
 def picture(width=37, height=53, seed=0):
@@ -75,7 +77,7 @@ def test_a_crop_worked_by_hand():
     """Area 0.25 at ratio 1: half as wide and high; placed at a quarter and at all of the free half."""
     config = AugmentConfig(crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0), flip=0.5)
     left = draw_view(config, (0.9, 0.9, 0.25, 1.0, 0.49))
-    assert asdict(left) == pytest.approx({"left": 0.125, "top": 0.5, "right": 0.625, "bottom": 1.0, "flip": True})
+    assert (left.left, left.top, left.right, left.bottom, left.flip) == pytest.approx((0.125, 0.5, 0.625, 1.0, True))
     assert not draw_view(config, (0.9, 0.9, 0.25, 1.0, 0.5)).flip
 
 
@@ -148,8 +150,8 @@ def test_a_stored_view_gives_the_same_pixels_again():
     pixels = picture(120, 90)
     for view in draws(AugmentConfig(crop_scale=(0.1, 1.0)), count=20):
         first = apply_view(pixels, view, 48)
-        stored = View(**asdict(view))
-        np.testing.assert_array_equal(apply_view(pixels.copy(), stored, 48), first)
+        again = View(**asdict(view))
+        np.testing.assert_array_equal(apply_view(pixels.copy(), again, 48), first)
         assert first.shape == (48, 48, 3) and first.dtype == torch.uint8
 
 
@@ -167,3 +169,166 @@ def test_extreme_draws_stay_within_the_picture(corner):
         for area in (0.0, 0.1, 0.37, 1.0 - 2**-53):
             view = draw_view(config, (area, corner, corner, corner, 0.0))
             assert apply_view(picture(511, 333), view, 16).shape == (16, 16, 3)
+
+
+COLOURS = AugmentConfig(crop_scale=(0.1, 1.0), brightness=0.4, contrast=0.5, saturation=1.0)
+
+
+def factors(view):
+    return view.brightness, view.contrast, view.saturation
+
+
+def test_colours_worked_by_hand():
+    """At three quarters of the way and at none of it: 1 + 0.5 * 0.4, 1 - 0.5; a draw of 0.5 changes nothing."""
+    crop = (0.9, 0.9, 0.25, 1.0, 0.49)
+    assert factors(draw_view(COLOURS, crop, (0.75, 0.0, 0.5))) == pytest.approx((1.2, 0.5, 1.0))
+    assert factors(draw_view(COLOURS, crop, (0.5, 0.5, 0.25))) == (1.0, 1.0, 0.5)
+    assert factors(draw_view(COLOURS, crop)) == (1.0, 1.0, 1.0)
+    assert astuple(draw_view(COLOURS, crop, (0.1, 0.2, 0.3)))[:5] == astuple(draw_view(COLOURS, crop))[:5]
+    with pytest.raises(ValueError, match="longer"):
+        draw_view(COLOURS, crop, (0.5, 0.5))
+
+
+def test_colours_that_are_not_asked_for_stay_whatever_is_drawn():
+    pixels = picture()
+    for view in draws(AugmentConfig(), count=200):
+        assert factors(view) == (1.0, 1.0, 1.0) and not view.recoloured
+    some = draws(AugmentConfig(contrast=0.3), count=200)
+    assert {(view.brightness, view.saturation) for view in some} == {(1.0, 1.0)}
+    assert len({view.contrast for view in some}) == 200 and all(view.recoloured for view in some)
+    np.testing.assert_array_equal(apply_view(picture(32, 32), View(*astuple(WHOLE)[:5]), 32), picture(32, 32))
+    assert not np.array_equal(apply_view(pixels, replace(WHOLE, contrast=1.3), 32), apply_view(pixels, WHOLE, 32))
+
+
+GREYS = np.array([[0, 50], [100, 250]], dtype=np.uint8)[..., None].repeat(3, axis=2)  # their mean is 100
+
+
+@pytest.mark.parametrize(
+    ("colour", "pixels", "expected"),
+    [
+        ({"brightness": 1.5}, GREYS, [0, 75, 150, 255]),
+        ({"brightness": 0.0}, GREYS, [0, 0, 0, 0]),
+        ({"contrast": 0.5}, GREYS, [50, 75, 100, 175]),
+        ({"contrast": 2.0}, GREYS, [0, 0, 100, 255]),
+        ({"contrast": 0.0}, GREYS, [100, 100, 100, 100]),
+        ({"saturation": 0.0}, GREYS, [0, 50, 100, 250]),
+        ({"saturation": 2.0}, GREYS, [0, 50, 100, 250]),
+        # The mean grey, 100, is brightened too: 0.5 * (0.5 * x + 0.5 * 100).
+        ({"brightness": 0.5, "contrast": 0.5}, GREYS, [25, 37.5, 50, 87.5]),
+        # Cut to 0..255 at the end alone: 0.5 * (2 * 250 - 100) = 200, where 255 in between would end at 128.
+        ({"brightness": 0.5, "contrast": 2.0}, GREYS, [0, 0, 50, 200]),
+    ],
+)
+def test_changed_greys_worked_by_hand(colour, pixels, expected):
+    values = apply_view(pixels, replace(WHOLE, **colour), 2).reshape(4, 3).tolist()
+    assert values == [[math.floor(value + 0.5)] * 3 for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("colour", "pixel", "expected"),
+    [
+        ({"saturation": 0.0}, (255, 0, 0), (76, 76, 76)),  # 0.299 * 255 = 76.2
+        ({"saturation": 0.0}, (0, 255, 0), (150, 150, 150)),  # 0.587 * 255 = 149.7
+        ({"saturation": 0.0}, (0, 0, 255), (29, 29, 29)),  # 0.114 * 255 = 29.1
+        ({"saturation": 2.0}, (100, 150, 200), (59, 159, 255)),  # twice less the grey of 140.75: the last is 259
+        ({"saturation": 2.0, "brightness": 0.5}, (100, 150, 200), (30, 80, 130)),  # 29.6, 79.6, 129.6
+        ({"contrast": 0.5}, (100, 150, 200), (120, 145, 170)),  # the mean grey is the pixel's: halfway to 140.75
+    ],
+)
+def test_changed_colours_worked_by_hand(colour, pixel, expected):
+    pixels = np.full((4, 4, 3), pixel, dtype=np.uint8)
+    np.testing.assert_array_equal(apply_view(pixels, replace(WHOLE, **colour), 4), np.full((4, 4, 3), expected))
+
+
+def interior(width, height):
+    """A picture whose colours stay within 0..255 when they are changed a little."""
+    return np.random.default_rng(5).integers(90, 160, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("factor", [0.7, 0.93, 1.0, 1.2, 1.4])
+def test_colours_change_as_in_torchvision_after_the_resize(factor):
+    """To a level: torchvision cuts off below the point, also the greys that it blends with."""
+    pixels, view = interior(70, 90), View(0.1, 0.2, 0.8, 0.9, True)
+    plain = apply_view(pixels, view, 48).permute(2, 0, 1)
+    for name, adjust in (
+        ("brightness", tv.adjust_brightness),
+        ("contrast", tv.adjust_contrast),
+        ("saturation", tv.adjust_saturation),
+    ):
+        found = apply_view(pixels, replace(view, **{name: factor}), 48).permute(2, 0, 1).int()
+        assert (found - adjust(plain, factor).int()).abs().max() <= 1, name
+
+
+def test_three_colours_come_after_each_other_as_in_torchvision_in_any_order():
+    """On floats, which torchvision does not round; so what is left is half a level, and its shorter share of red."""
+    pixels, view = interior(70, 90), View(0.1, 0.2, 0.8, 0.9, False)
+    plain = apply_view(pixels, view, 48).permute(2, 0, 1)
+    found = apply_view(pixels, replace(view, brightness=1.1, contrast=0.8, saturation=1.2), 48).permute(2, 0, 1)
+    adjustments = (tv.adjust_brightness, 1.1), (tv.adjust_contrast, 0.8), (tv.adjust_saturation, 1.2)
+    for order in permutations(adjustments):
+        expected = plain / 255
+        for adjust, factor in order:
+            expected = adjust(expected, factor)
+        assert (found - expected * 255).abs().max() <= 0.55
+
+
+def test_colours_are_rounded_and_cut_off_once():
+    """Against the three blends one after the other in float64, also where values leave 0..255 in between."""
+    pixels = picture(60, 60)
+    config = AugmentConfig(crop_scale=(0.1, 1.0), flip=0.5, brightness=1.0, contrast=1.0, saturation=1.0)
+    for view in draws(config, count=40):
+        plain = apply_view(pixels, replace(view, brightness=1.0, contrast=1.0, saturation=1.0), 48).double()
+        grey = (plain @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64))[..., None]
+        saturated = grey + view.saturation * (plain - grey)
+        expected = view.brightness * (grey.mean() + view.contrast * (saturated - grey.mean()))
+        found = apply_view(pixels, view, 48)
+        assert (found - expected.clamp(0, 255)).abs().max() <= 0.5 + 1e-3
+
+
+def test_changed_colours_leave_the_picture_itself_alone():
+    pixels = picture(32, 32)
+    changed = apply_view(pixels, View(0, 0, 1, 1, True, 0.5, 0.5, 0.5), 32)
+    np.testing.assert_array_equal(pixels, picture(32, 32))
+    mirrored = apply_view(pixels, View(0, 0, 1, 1, False, 0.5, 0.5, 0.5), 32)
+    np.testing.assert_array_equal(changed, mirrored.flip(1))
+    assert changed.dtype == torch.uint8 and changed.shape == (32, 32, 3)
+
+
+def test_a_view_is_its_numbers():
+    view = View(0.1, 0.2, 0.3, 0.4, True, 0.5, 0.6, 0.7)
+    assert view.numbers() == (0.1, 0.2, 0.3, 0.4, 1.0, 0.5, 0.6, 0.7)
+    assert View(0, 0, 1, 1, flip=False).numbers() == (0, 0, 1, 1, 0, 1, 1, 1)
+    assert len(fields(View)) == len(view.numbers()) == VIEW_NUMBERS
+    assert View.of(view.numbers()) == view
+    with pytest.raises(ValueError, match="expected 8"):
+        View.of(view.numbers()[:5])
+
+
+def test_a_row_of_a_store_makes_a_view_of_plain_numbers():
+    row = np.array([[0.25, 0.0, 0.75, 1.0, 1.0, 1.5, 1.0, 0.1]], dtype=np.float32)[0]
+    view = View.of(row)
+    assert view == View(0.25, 0.0, 0.75, 1.0, True, 1.5, 1.0, float(np.float32(0.1)))
+    assert [type(value) for value in astuple(view)] == [float, float, float, float, bool, float, float, float]
+    assert all(type(value) is float for value in view.numbers())
+
+
+def test_a_view_through_float32_and_back_stays_the_same_and_gives_the_same_pixels():
+    pixels = picture(120, 90)
+    for view in draws(COLOURS, count=30):
+        kept = stored(view)
+        assert stored(kept) == kept and View.of(np.array(kept.numbers(), dtype=np.float32)) == kept
+        assert kept.numbers() == pytest.approx(view.numbers(), abs=1e-6) and kept.flip == view.flip
+        first = apply_view(pixels, kept, 48)
+        again = View.of(np.array(view.numbers(), dtype=np.float32))
+        np.testing.assert_array_equal(apply_view(pixels.copy(), again, 48), first)
+    assert stored(WHOLE) == WHOLE
+
+
+def test_a_stored_view_lies_within_the_picture_where_rounding_left_it():
+    beyond = View(-1e-12, 0.0, 1 + 1e-12, 1 + 1e-6, False, 2.0, 0.0, 1.0)
+    assert stored(beyond) == View(0.0, 0.0, 1.0, 1.0, False, 2.0, 0.0, 1.0)
+    for config in CONFIGS:
+        for view in map(stored, draws(config, count=300)):
+            assert 0 <= view.left < view.right <= 1 and 0 <= view.top < view.bottom <= 1
+    narrow = stored(View(1 - 2e-10, 0.5, 1 - 1e-10, 0.5 + 1e-10, False))  # no wider than nothing in float32
+    assert apply_view(picture(), narrow, 16).shape == (16, 16, 3)

@@ -7,7 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from cliplet.losses import distillation
-from cliplet.losses.distillation import feature_cosine, feature_loss, feature_mse, logit_kl
+from cliplet.losses.distillation import (
+    TeacherFeatures,
+    ensemble_kl,
+    feature_cosine,
+    feature_loss,
+    feature_mse,
+    interactive,
+    logit_kl,
+)
 
 
 def slow_mse(student, teacher):
@@ -214,3 +222,83 @@ def test_learning_from_similarities_alone_brings_the_student_to_the_teacher(feat
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / 50
+
+
+# Several teachers, and terms across the models
+
+
+def probabilities(logits):
+    weights = [math.exp(score) for score in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def test_several_teachers_are_averaged_as_distributions(features, slow_logits):
+    image, text = features(4, seed=1), features(9, seed=2)
+    teachers = [
+        TeacherFeatures(features(4, width, seed=width), features(9, width, seed=width + 1), scale)
+        for width, scale in ((5, 20.0), (16, 3.0), (40, 8.0))
+    ]
+    student = slow_logits(image, text, 6.0)
+    theirs = [slow_logits(*teacher) for teacher in teachers]
+
+    def divergence(student, theirs):
+        total = 0.0
+        for row in range(len(student)):
+            means = [
+                sum(column) / len(theirs) for column in zip(*(probabilities(one[row]) for one in theirs), strict=True)
+            ]
+            total += sum(p * math.log(p / q) for p, q in zip(means, probabilities(student[row]), strict=True))
+        return total / len(student)
+
+    expected = (divergence(student, theirs) + divergence(transposed(student), [transposed(one) for one in theirs])) / 2
+    assert float(ensemble_kl(image, text, 6.0, teachers)) == pytest.approx(expected, abs=1e-10)
+
+
+def test_one_teacher_twice_is_that_teacher(features):
+    image, text = features(4, seed=1), features(9, seed=2)
+    teacher = TeacherFeatures(features(4, 7, seed=3), features(9, 7, seed=4), 20.0)
+    alone = float(logit_kl(image, text, 6.0, *teacher))
+    assert float(ensemble_kl(image, text, 6.0, [teacher] * 3)) == pytest.approx(alone, abs=1e-12)
+
+
+def test_an_ensemble_needs_a_teacher_and_one_batch(features):
+    image, text = features(4, seed=1), features(9, seed=2)
+    with pytest.raises(ValueError, match="no teacher"):
+        ensemble_kl(image, text, 6.0, [])
+    right, wrong = (TeacherFeatures(features(n, seed=3), features(9, seed=4), 1.0) for n in (4, 3))
+    with pytest.raises(ValueError, match="must see the same batch"):
+        ensemble_kl(image, text, 6.0, [right, wrong])
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_interactive_is_half_of_each_contrastive_loss(features, soft):
+    image, text = features(3, seed=1), features(5, seed=2)
+    teacher_image, teacher_text = features(3, seed=3), features(5, seed=4)
+    owners = torch.tensor([0, 0, 1, 2, 2])
+    # The student's pictures look among the teacher's captions, its captions among the teacher's pictures.
+    ours = (6.0 * image @ teacher_text.T).tolist()
+    theirs = (6.0 * teacher_image @ text.T).tolist()
+    by_picture = 0.0
+    for row, scores in enumerate(ours):
+        own = [c for c, owner in enumerate(owners.tolist()) if owner == row]
+        if soft:
+            found = probabilities(scores)
+            by_picture += sum(math.log((1 / len(own)) / found[c]) for c in own) / len(own)
+        else:
+            kept = [score for c, score in enumerate(scores) if c not in own[1:]]
+            by_picture -= math.log(math.exp(scores[own[0]]) / sum(map(math.exp, kept)))
+    by_caption = sum(-math.log(probabilities(column)[owners[c]]) for c, column in enumerate(transposed(theirs)))
+    expected = (by_picture / 3 + by_caption / 5) / 2
+    value = interactive(image, text, 6.0, teacher_image, teacher_text, owners, soft)
+    assert float(value) == pytest.approx(expected, abs=1e-10)
+
+
+def test_interactive_gives_no_gradient_to_the_teacher_and_needs_its_width(features):
+    student = [features(3, seed=1).requires_grad_(), features(5, seed=2).requires_grad_()]
+    teacher = [features(3, seed=3).requires_grad_(), features(5, seed=4).requires_grad_()]
+    owners = torch.tensor([0, 0, 1, 2, 2])
+    interactive(*student, 5.0, *teacher, owners).backward()
+    assert all(leaf.grad is not None and leaf.grad.any() for leaf in student)
+    assert all(leaf.grad is None for leaf in teacher)
+    with pytest.raises(ValueError, match="wide"):
+        interactive(*student, 5.0, features(3, 9, seed=3), features(5, 9, seed=4), owners)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
+from torch.nn import functional as F
 
 from cliplet.config import (
+    DistilConfig,
     ImageTowerConfig,
     LossConfig,
     ModelConfig,
@@ -15,8 +20,10 @@ from cliplet.config import (
     TokenizerConfig,
 )
 from cliplet.data.batch import Batch
+from cliplet.data.teacher_store import TeacherInfo
 from cliplet.models import DualEncoder
 from cliplet.models.dual_encoder import Output
+from cliplet.training.distillation import Distillation
 from cliplet.training.objective import loss_terms, total
 from cliplet.training.optim import build_optimizer, set_learning_rate
 
@@ -27,6 +34,13 @@ LOSSES = {
     "first caption": LossConfig(soft_targets=False),
     "siglip": LossConfig(info_nce=0.0, siglip=1.0),
     "hard negatives": LossConfig(hard_negative=0.5),
+}
+TAUGHT = {
+    "feature": LossConfig(info_nce=0.0, feature=1.0),
+    "logit": LossConfig(info_nce=0.0, logit=1.0),
+    "affinity": LossConfig(info_nce=0.0, affinity=1.0),
+    "all": LossConfig(feature=0.5, logit=0.7, affinity=0.3, feature_distance="mse"),
+    "interactive": LossConfig(feature=0.5, logit=0.7, interactive=0.4),
 }
 
 
@@ -73,29 +87,52 @@ def batch_of(model: DualEncoder, pictures: int, seed: int = 0) -> Batch:
     return Batch(pixels, ids, mask, owners_C)
 
 
+def taught(batch: Batch, widths: Sequence[int]) -> Batch:
+    """The batch with what teachers of these widths may say of it."""
+    generator = torch.Generator().manual_seed(len(batch))
+    counts = len(batch), len(batch.caption_image_C)
+    teachers = [[F.normalize(torch.randn(rows, width, generator=generator)) for rows in counts] for width in widths]
+    return replace(batch, teachers=tuple((image, text) for image, text in teachers))
+
+
+def distillation_of(model: DualEncoder, widths: Sequence[int], **settings: float | bool) -> Distillation:
+    """What a student of such teachers has beside itself; their scales are 10, 11, ..."""
+    infos = [
+        TeacherInfo(f"teacher {at}", "", "", 32, (0.5,) * 3, (0.5,) * 3, width, 10.0 + at, "fp32")
+        for at, width in enumerate(widths)
+    ]
+    torch.manual_seed(1)
+    return Distillation(DistilConfig(teachers=("one",), **settings), infos, model.config.embed_dim)
+
+
 def shared_out(batch: Batch, rank: int, ranks: int) -> Batch:
     """The part of a batch that a rank would be given: pictures rank, rank + ranks, ..."""
     rows = torch.arange(rank, len(batch), ranks)
     mine = (batch.caption_image_C[:, None] == rows).nonzero()
     captions, owners = mine[:, 0], mine[:, 1]
     assert batch.pixels_B3HW is not None and batch.input_ids_CL is not None and batch.attention_mask_CL is not None
-    return Batch(batch.pixels_B3HW[rows], batch.input_ids_CL[captions], batch.attention_mask_CL[captions], owners)
+    part = Batch(batch.pixels_B3HW[rows], batch.input_ids_CL[captions], batch.attention_mask_CL[captions], owners)
+    return replace(part, teachers=tuple((image[rows], text[captions]) for image, text in batch.teachers))
 
 
-def sgd(model: DualEncoder) -> torch.optim.Optimizer:
+def sgd(model: DualEncoder, distillation: Distillation | None = None) -> torch.optim.Optimizer:
     """Plain gradient descent with the rate 1: weights tell the gradients."""
-    optimizer = build_optimizer(model, OptimConfig(optimizer="sgd", betas=(0.0, 0.9), weight_decay=0.0))
+    beside = distillation.parameters() if distillation else ()
+    optimizer = build_optimizer(model, OptimConfig(optimizer="sgd", betas=(0.0, 0.9), weight_decay=0.0), beside)
     set_learning_rate(optimizer, dict.fromkeys(("image", "text", "head"), 1e-3), 1.0)
     return optimizer
 
 
-def loss_of(model: DualEncoder, batch: Batch, loss: LossConfig) -> torch.Tensor:
+def loss_of(
+    model: DualEncoder, batch: Batch, loss: LossConfig, distillation: Distillation | None = None
+) -> torch.Tensor:
     """The loss in one graph."""
     output: Output = model(batch.pixels_B3HW, batch.input_ids_CL, batch.attention_mask_CL)
-    return total(loss_terms(output, batch.caption_image_C, loss), loss)
+    lesson = distillation.lesson(output, batch.teachers, loss) if distillation else None
+    return total(loss_terms(output, batch.caption_image_C, loss, lesson), loss)
 
 
-def gradients_of(model: DualEncoder) -> dict[str, torch.Tensor]:
+def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What `.grad` holds, by name."""
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 

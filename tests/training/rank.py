@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from engine import LOSSES, batch_of, build, gradients_of, sgd, shared_out
+from engine import LOSSES, TAUGHT, batch_of, build, distillation_of, gradients_of, sgd, shared_out, taught
 from safetensors.torch import save_file
 
 from cliplet.training.averages import WeightAverage
@@ -28,16 +28,19 @@ def run(ranks: Ranks, settings: dict) -> dict[str, torch.Tensor]:
     if ranks.size > 1:
         normalise_over_ranks(model)
     model.train()
+    widths = settings.get("teachers", ())
+    distillation = distillation_of(model, widths) if widths else None
 
     def begun() -> Stepper:
         return Stepper(
             model,
-            sgd(model),
+            sgd(model, distillation),
             chunk_size=settings.get("chunk_size"),
             sam=Sam(model, 0.3) if settings.get("sam") else None,
             clip_norm=settings.get("clip_norm"),
             ranks=ranks,
             average=WeightAverage(model, 0.9),
+            distillation=distillation,
         )
 
     stepper = begun()
@@ -45,11 +48,17 @@ def run(ranks: Ranks, settings: dict) -> dict[str, torch.Tensor]:
         if step == settings.get("resumed_at"):
             stepper = begun()
         batches = [
-            shared_out(batch_of(model, settings.get("pictures", 12), seed=10 * step + number), ranks.rank, ranks.size)
+            shared_out(
+                taught(batch_of(model, settings.get("pictures", 12), seed=10 * step + number), widths),
+                ranks.rank,
+                ranks.size,
+            )
             for number in range(settings.get("batches", 1))
         ]
-        result = stepper.step(batches, LOSSES[settings.get("loss", "info_nce")], (1, step))
+        result = stepper.step(batches, {**LOSSES, **TAUGHT}[settings.get("loss", "info_nce")], (1, step))
+    beside = gradients_of(distillation) if distillation else {}
     return {
+        **{f"gradient of distillation {name}": gradient for name, gradient in beside.items()},
         **{f"gradient {name}": gradient for name, gradient in gradients_of(model).items()},
         **{f"state {name}": tensor.clone() for name, tensor in model.state_dict().items()},
         "loss": result.loss,

@@ -43,6 +43,7 @@ def made(seed: int = 0, **fields) -> Checkpoint:
         "optimizer": optimizer.state_dict(),
         "scaler": {"scale": 65536.0},
         "averages": {"decay": 0.9, "shadow": {"weight": torch.randn(5, 7)}},
+        "distillation": {"projections.0.weight": torch.randn(3, 5)},
         "circumstances": {"precision": "fp32", "training data": "5 pictures", "ranks": "1"},
         "best": {"epoch": 2, "metrics": {"rsum": 123.4}},
     }
@@ -502,6 +503,7 @@ ALLOWED = {
     "train.rank_timeout": 5,
     "data.workers": 9,
     "data.path": "elsewhere",
+    "distil.store": "elsewhere",
     "data.images": "elsewhere",
     "train.precision": "bf16",
     "train.chunk_size": "auto",

@@ -48,6 +48,9 @@ CASES = {
     "frozen": {"frozen": True},
     "batch-norm": {"batch_norm": True, "steps": 3},
     "resumed": {"batch_norm": True, "steps": 3, "resumed_at": 1},
+    "taught": {"loss": "all", "teachers": [16, 24], "pictures": 11},
+    "taught-in-chunks": {"loss": "interactive", "teachers": [16], "chunk_size": 2, "pictures": 9},
+    "taught-twice": {"loss": "all", "teachers": [24], "sam": True, "batches": 2},
 }
 
 

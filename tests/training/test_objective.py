@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cliplet.config import LossConfig, StageLossConfig
+from cliplet.config import LossConfig, RunConfig, StageConfig, StageLossConfig
 from cliplet.errors import TrainingError
 from cliplet.losses import hard_negative_margin, info_nce, siglip
 from cliplet.models.dual_encoder import Output
@@ -67,8 +67,9 @@ def test_a_term_without_a_weight_is_not_computed():
 
 def test_a_stage_changes_the_weights_that_it_names():
     loss = LossConfig(info_nce=1.0, siglip=2.0, hard_negative=3.0, hard_negatives=7, margin=0.3, soft_targets=False)
-    assert loss_in_stage(loss, StageLossConfig()) == loss
-    changed = loss_in_stage(loss, StageLossConfig(info_nce=0.0, hard_negative=0.5))
+    config = RunConfig(loss=loss)
+    assert loss_in_stage(config, StageConfig()) == loss
+    changed = loss_in_stage(config, StageConfig(loss=StageLossConfig(info_nce=0.0, hard_negative=0.5)))
     assert changed == loss.model_copy(update={"info_nce": 0.0, "hard_negative": 0.5})
     assert weights_of(changed) == {"siglip": 2.0, "hard_negative": 0.5}
 
@@ -78,7 +79,7 @@ def test_a_loss_without_any_weight_is_refused():
         weights_of(only())
     assert "loss.info_nce" in caught.value.hint
     with pytest.raises(TrainingError, match="no term"):
-        loss_terms(output(), OWNERS, loss_in_stage(LossConfig(), StageLossConfig(info_nce=0.0)))
+        loss_terms(output(), OWNERS, loss_in_stage(RunConfig(), StageConfig(loss=StageLossConfig(info_nce=0.0))))
 
 
 def test_gradients_reach_features_scale_and_bias():

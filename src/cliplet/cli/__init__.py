@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cliplet.cli.data import inspect, pack
+from cliplet.cli.distil import distil_store
 from cliplet.cli.models import import_model, interpolate
 from cliplet.cli.options import parse
 from cliplet.errors import INSTALL_TRAIN, ClipletError, ConfigError, nearest
@@ -258,6 +259,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "interpolate": interpolate,
     "inspect": inspect,
     "pack": pack,
+    "distil-store": distil_store,
 }
 
 if __name__ == "__main__":

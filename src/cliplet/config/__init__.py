@@ -19,6 +19,7 @@ from cliplet.config.model import (
 from cliplet.config.run import (
     AugmentConfig,
     DataConfig,
+    DistilConfig,
     LossConfig,
     OptimConfig,
     RunConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "Blocks",
     "Config",
     "DataConfig",
+    "DistilConfig",
     "HeadConfig",
     "ImageTowerConfig",
     "LossConfig",

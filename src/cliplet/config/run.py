@@ -37,6 +37,12 @@ class AugmentConfig(Config):
     """Aspect ratio of a random crop relative to the picture's, from and to."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip. Set 0 where captions say left and right."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    """By how much a view's brightness changes at most: it is multiplied by 1 - x to 1 + x."""
+    contrast: float = Field(0.0, ge=0, le=1)
+    """The same of contrast, the distance of pixels from the view's mean grey."""
+    saturation: float = Field(0.0, ge=0, le=1)
+    """The same of saturation, the distance of pixels from their own grey. Set 0 where captions tell pale from vivid."""
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -58,12 +64,46 @@ class LossConfig(Config):
     """Weight of the contrastive term with a sigmoid for each pair; set model.logit_bias -10 with it."""
     hard_negative: float = Field(0.0, ge=0)
     """Weight of the margin term over each row's hardest negatives."""
+    feature: float = Field(0.0, ge=0)
+    """Weight of the distance between student's and teacher's features."""
+    logit: float = Field(0.0, ge=0)
+    """Weight of the divergence between student's and teacher's similarities, each at its own temperature."""
+    affinity: float = Field(0.0, ge=0)
+    """Weight of the same divergence at distil.affinity_scale."""
+    interactive: float = Field(0.0, ge=0)
+    """Weight of the contrastive term of student's pictures with teacher's captions, and the other way."""
     soft_targets: bool = True
     """info_nce, image to text: share the target among a picture's captions, or use the first alone."""
     hard_negatives: int = Field(5, ge=1)
     """hard_negative: how many of the hardest count in each row."""
     margin: float = Field(0.1, ge=0)
     """hard_negative: by so much the right logit must lie above them."""
+    feature_distance: Literal["cosine", "mse"] = "cosine"
+    """feature: 1 - cosine, or the mean squared difference over the columns, which is 2 / width times as large."""
+
+
+class DistilConfig(Config):
+    """Whom a student learns from, beside the data. What it learns are terms of the loss: feature, logit, affinity,
+    interactive."""
+
+    enabled: bool = True
+    """Off: no teacher, and those terms have no part, whatever their weights."""
+    teachers: tuple[str, ...] = ()
+    """Model or run folders, or `open_clip:ARCHITECTURE/PRETRAINED`. They run in every step; with a store they only say
+    whose it must be."""
+    store: str = ""
+    """Folder that `cliplet distil-store` made: the teachers' embeddings, and the views they belong to."""
+    teacher_scale: float | None = Field(None, gt=0)
+    """logit: the factor of the teachers' cosines; None: each teacher's own."""
+    affinity_scale: float | None = Field(None, gt=0)
+    """affinity: one factor for both sides' cosines; None: each side's own, as in the logit term."""
+    train_temperature: bool = True
+    """Whether the logit and affinity terms train the student's temperature too."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anyone to learn from."""
+        return self.enabled and bool(self.teachers or self.store)
 
 
 class SamConfig(Config):
@@ -110,6 +150,10 @@ class StageLossConfig(Config):
     info_nce: float | None = Field(None, ge=0)
     siglip: float | None = Field(None, ge=0)
     hard_negative: float | None = Field(None, ge=0)
+    feature: float | None = Field(None, ge=0)
+    logit: float | None = Field(None, ge=0)
+    affinity: float | None = Field(None, ge=0)
+    interactive: float | None = Field(None, ge=0)
 
 
 class StageConfig(Config):
@@ -229,6 +273,7 @@ class RunConfig(Config):
     augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
+    distil: DistilConfig = DistilConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 

@@ -6,7 +6,7 @@ Shapes: B pictures, C captions, K captions drawn for each, L tokens, S image_siz
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -30,6 +30,9 @@ class Batch:
     # On the CPU always; by themselves, the places in the batch.
     rows_B: np.ndarray = None  # type: ignore[assignment]  # int64, the pictures' places in the records
     caption_rows_C: np.ndarray = None  # type: ignore[assignment]  # int64, the captions' among those of all records
+    # Of the whole batch: parts of it have none.
+    teacher_pixels: dict[int, torch.Tensor] = field(default_factory=dict)  # the same views for teachers, by side length
+    teachers: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()  # unit features (B, T), (C, T) of each teacher
 
     def __post_init__(self) -> None:
         pictures = self.image_BW if self.pixels_B3HW is None else self.pixels_B3HW

@@ -6,7 +6,9 @@ the uninterrupted run saw, whatever the number of threads. Threads do, where pro
 resizing release the interpreter's lock, and nothing is pickled, copied or left behind by a kill.
 
 Features of frozen towers take the place of pixels or tokens where an epoch is given them; which pictures and captions
-stand where is the same with and without.
+stand where is the same with and without. With a store of teachers' features, views are those that the store has of
+each picture, and the teachers' features of them come with the batch; for teachers that run in every step, the views
+come at their sizes too.
 
 Shapes: B pictures of a batch, C their captions, K captions drawn for each, S image_size.
 """
@@ -33,8 +35,9 @@ from cliplet.data.images import MAX_BYTES, decode
 from cliplet.data.places import read_bytes
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText, Records
+from cliplet.data.teacher_store import StoredTargets
 from cliplet.data.tokens import TokenizedCaptions
-from cliplet.data.transforms import DRAWS_A_VIEW, View, apply_view, draw_view
+from cliplet.data.transforms import COLOURS_A_VIEW, DRAWS_A_VIEW, View, apply_view, draw_view
 from cliplet.errors import DataError, ImageError
 from cliplet.runtime.tokenizer import Tokenizer
 
@@ -93,7 +96,7 @@ class TrainLoader:
         self.rank, self.ranks = rank, ranks
         self.workers = data.workers or default_workers()
         self.times = StageTimes()
-        self._buffers = Buffers((self.batch_size // ranks, image_size, image_size, 3))
+        self._buffers: dict[int, Buffers] = {}  # by side length
 
     def __len__(self) -> int:
         """Steps an epoch; pictures beyond the last whole batch sit out, others each epoch."""
@@ -107,16 +110,22 @@ class TrainLoader:
         augmented: bool = True,
         image_features: FeatureStore | None = None,
         text_features: FeatureStore | None = None,
+        targets: StoredTargets | None = None,
+        teacher_sizes: Sequence[int] = (),
     ) -> Iterator[Batch]:
         """The batches of one epoch from step `start` on.
 
         Not `augmented`, pictures are whole and unflipped. Features of the records' pictures, or of all their captions,
-        stand in the batches instead of pixels or tokens; with the former no picture is read.
+        stand in the batches instead of pixels or tokens; with the former no picture is read for the student.
+        `targets` are teachers' features of the records, whose views are shown; `teacher_sizes` are side lengths at
+        which views are wanted for teachers. Raises DataError for a picture that is not the one `targets` are of.
         """
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
         ahead = max(1, min(BATCHES_AHEAD, PICTURES_AHEAD * self.ranks // self.batch_size))
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
-        work = _Work(epoch, order, augmented, image_features, text_features, pool)
+        own = () if image_features is not None else (self.image_size,)
+        sizes = tuple(sorted({*own, *teacher_sizes}))
+        work = _Work(epoch, order, augmented, image_features, text_features, targets, tuple(teacher_sizes), sizes, pool)
         try:
             steps = iter(range(start, len(self)))
             begun = deque(self._begin(work, step) for step in islice(steps, ahead))
@@ -134,13 +143,22 @@ class TrainLoader:
         # All at once: one generator a picture would take longer than the view it draws.
         random = np.random.default_rng((self.seed, work.epoch, step))
         draws = random.random((len(whole), DRAWS_A_VIEW + self.captions_per_image))[self.rank :: self.ranks]
-        batch = _Unfinished(step, whole, rows_B, draws[:, :DRAWS_A_VIEW].tolist(), draws[:, DRAWS_A_VIEW:])
-        if work.image_features is None:
-            batch.pixels = self._buffers.take()
+        # Drawn last, so that runs without colours are what they were before there were any.
+        colours = random.random((len(whole), COLOURS_A_VIEW))[self.rank :: self.ranks]
+        view_draws = draws[:, :DRAWS_A_VIEW]
+        batch = _Unfinished(step, whole, rows_B, view_draws.tolist(), colours.tolist(), draws[:, DRAWS_A_VIEW:])
+        if work.targets is not None:
+            batch.numbers_B = _view_numbers(work.targets, view_draws[:, 0], work.augmented)
+        for size in work.sizes:
+            batch.pixels[size] = self._buffer(size).take()
+        if work.sizes:
             for at in range(0, len(rows_B), PICTURES_A_TASK):
                 places = range(at, min(at + PICTURES_A_TASK, len(rows_B)))
                 batch.tasks.append(work.pool.submit(self._samples, work, batch, places))
         return batch
+
+    def _buffer(self, size: int) -> Buffers:
+        return self._buffers.setdefault(size, Buffers((self.batch_size // self.ranks, size, size, 3)))
 
     def _samples(self, work: _Work, batch: _Unfinished, places: range) -> list[bool]:
         return [self._sample(work, batch, at, int(batch.rows_B[at])) for at in places]
@@ -150,29 +168,44 @@ class TrainLoader:
         image = self.records.image(row)
         if image in self.quarantine:
             return False
-        if batch.pixels is None:
-            return work.image_features is None or bool(work.image_features.good_N[row])
+        if work.targets is not None and (reason := work.targets.reason(row)):
+            self.quarantine.add(image, reason)
+            return False
+        if work.image_features is not None and not work.image_features.good_N[row]:
+            return False
+        if not batch.pixels:
+            return True
         began = perf_counter()
         try:
             data = read_bytes(image, MAX_BYTES)
             read = perf_counter()
-            picture = decode(data, int(self.image_size * TRAIN_SIDES), image)
+            pictures = {size: decode(data, int(size * TRAIN_SIDES), image) for size in batch.pixels}
         except ImageError as error:
             self.quarantine.add(image, error.message)
             return False
         decoded = perf_counter()
-        view = draw_view(self.augment, batch.view_draws[at]) if work.augmented else WHOLE
-        batch.pixels[at].copy_(apply_view(picture.array(), view, self.image_size))
+        if work.targets is not None:
+            work.targets.check(row, data)
+        view = self._view(work, batch, at, row)
+        for size, picture in pictures.items():
+            batch.pixels[size][at].copy_(apply_view(picture.array(), view, size))
         self.times.add(picture.width, picture.height, read - began, decoded - read, perf_counter() - decoded)
         return True
 
+    def _view(self, work: _Work, batch: _Unfinished, at: int, row: int) -> View:
+        """How a picture is shown in a batch."""
+        if work.targets is not None:
+            return View.of(work.targets.view(row, int(batch.numbers_B[at])).tolist())
+        return draw_view(self.augment, batch.view_draws[at], batch.colour_draws[at]) if work.augmented else WHOLE
+
     def _good(self, work: _Work, batch: _Unfinished) -> np.ndarray:
         """(B,) which of the batch's pictures can be used."""
-        if work.image_features is None:
+        if work.sizes:
             return np.array([good for task in batch.tasks for good in task.result()])
+        assert work.image_features is not None  # else there were pictures to read
         good_B = work.image_features.good_N[batch.rows_B]
-        if self.quarantine:
-            good_B &= [self.records.image(row) not in self.quarantine for row in batch.rows_B.tolist()]
+        if self.quarantine or work.targets is not None:
+            good_B &= [self._sample(work, batch, at, row) for at, row in enumerate(batch.rows_B.tolist())]
         return good_B
 
     def _finish(self, work: _Work, batch: _Unfinished) -> Batch:
@@ -185,14 +218,26 @@ class TrainLoader:
                 f"of {len(good_B)} pictures not two could be read: {self.quarantine.summary()}",
                 "cliplet inspect DATA says what is wrong with the pictures.",
             )
-        rows_B, pixels = batch.rows_B[good_B], batch.pixels
-        if pixels is not None:
-            pixels = (pixels if good_B.all() else pixels[torch.from_numpy(good_B)]).permute(0, 3, 1, 2)
+        rows_B, kept = batch.rows_B[good_B], torch.from_numpy(good_B)
+        pixels = {
+            size: (views if good_B.all() else views[kept]).permute(0, 3, 1, 2) for size, views in batch.pixels.items()
+        }
         chosen_C, owners_C = drawn_without_repeat(self._caption_counts[rows_B], batch.caption_draws_BK[good_B])
         caption_rows_C = self._first_caption[rows_B][owners_C] + chosen_C
         ids, mask, text = self._texts(work.text_features, caption_rows_C)
         image = None if work.image_features is None else as_tensor(work.image_features.rows(rows_B))
-        return Batch(pixels, ids, mask, torch.from_numpy(owners_C), image, text, rows_B, caption_rows_C)
+        return Batch(
+            pixels[self.image_size] if work.image_features is None else None,
+            ids,
+            mask,
+            torch.from_numpy(owners_C),
+            image,
+            text,
+            rows_B,
+            caption_rows_C,
+            {size: pixels[size] for size in work.teacher_sizes},
+            _taught(work.targets, rows_B, batch.numbers_B[good_B], caption_rows_C) if work.targets is not None else (),
+        )
 
     def _texts(self, features: FeatureStore | None, rows_C: np.ndarray) -> tuple[torch.Tensor | None, ...]:
         """Token ids, mask and features of captions, None for what is not needed."""
@@ -220,6 +265,24 @@ class TrainLoader:
                 batch.rows_B[at], good_B[at] = found, True
 
 
+def _view_numbers(targets: StoredTargets, draws_B: np.ndarray, augmented: bool) -> np.ndarray:
+    """(B,) which of its stored views each picture shows, by a uniform number in [0, 1)."""
+    random = targets.views if targets.whole is None else targets.views - 1
+    if augmented and random:
+        return (draws_B * random).astype(np.int64)
+    if augmented or targets.whole is None:
+        raise DataError(f"{'augmented' if augmented else 'whole'} pictures are wanted, of which the store has none")
+    return np.full(len(draws_B), targets.whole, np.int64)
+
+
+def _taught(
+    targets: StoredTargets, rows_B: np.ndarray, numbers_B: np.ndarray, caption_rows_C: np.ndarray
+) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Each stored teacher's features of a batch's pictures and captions."""
+    images, texts = targets.image_features(rows_B, numbers_B), targets.text_features(caption_rows_C)
+    return tuple((torch.from_numpy(image), torch.from_numpy(text)) for image, text in zip(images, texts, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class _Work:
     """An epoch under way."""
@@ -229,6 +292,9 @@ class _Work:
     augmented: bool
     image_features: FeatureStore | None
     text_features: FeatureStore | None
+    targets: StoredTargets | None
+    teacher_sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # side lengths at which pictures are wanted at all
     pool: ThreadPoolExecutor
 
 
@@ -240,8 +306,10 @@ class _Unfinished:
     whole: np.ndarray  # rows of all ranks
     rows_B: np.ndarray  # of this rank
     view_draws: list[list[float]]  # what is random about each picture's view
+    colour_draws: list[list[float]]  # about its colours
     caption_draws_BK: np.ndarray  # and about its captions
-    pixels: torch.Tensor | None = None  # (B, S, S, 3) uint8, being filled
+    numbers_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # of stored views
+    pixels: dict[int, torch.Tensor] = field(default_factory=dict)  # by side length, (B, S, S, 3) uint8, being filled
     tasks: list[Future[list[bool]]] = field(default_factory=list)
 
 

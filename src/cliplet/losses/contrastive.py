@@ -33,8 +33,11 @@ def info_nce(
     Raises ValueError where the shapes do not fit each other.
     """
     logits_BC, owned_BC = caption_logits(image_BD, text_CD, logit_scale, caption_image_C)
-    text_to_image = F.cross_entropy(logits_BC.T, caption_image_C)
+    return (image_to_text(logits_BC, owned_BC, soft_targets) + text_to_image(logits_BC, caption_image_C)) / 2
 
+
+def image_to_text(logits_BC: torch.Tensor, owned_BC: torch.Tensor, soft_targets: bool = True) -> torch.Tensor:
+    """The half of `info_nce` in which each picture looks for its captions, `owned_BC` being true at those."""
     count_B = owned_BC.sum(1).to(logits_BC.dtype)
     has_caption_B = count_B > 0
     if soft_targets:
@@ -44,5 +47,9 @@ def info_nce(
         first_B = owned_BC.int().argmax(1)  # argmax gives the first of equals
         later_BC = owned_BC & (owned_BC.cumsum(1) > 1)
         divergence_B = F.cross_entropy(logits_BC.masked_fill(later_BC, -torch.inf), first_B, reduction="none")
-    image_to_text = (divergence_B * has_caption_B).sum() / has_caption_B.sum()
-    return (image_to_text + text_to_image) / 2
+    return (divergence_B * has_caption_B).sum() / has_caption_B.sum()
+
+
+def text_to_image(logits_BC: torch.Tensor, caption_image_C: torch.Tensor) -> torch.Tensor:
+    """The half of `info_nce` in which each caption looks for its picture."""
+    return F.cross_entropy(logits_BC.T, caption_image_C)

@@ -13,6 +13,7 @@ from cliplet.config import (
     AttentionConfig,
     AugmentConfig,
     DataConfig,
+    DistilConfig,
     HeadConfig,
     ImageTowerConfig,
     LossConfig,
@@ -23,6 +24,7 @@ from cliplet.config import (
     SamConfig,
     SharedHeadConfig,
     StageConfig,
+    StageLossConfig,
     TemperatureConfig,
     TextTowerConfig,
     TokenizerConfig,
@@ -81,6 +83,8 @@ def _convffn(name: str, image: ImageTowerConfig, text: TextTowerConfig) -> RunCo
             temperature=TemperatureConfig(init=100.0, minimum=math.exp(-2.5), maximum=100.0),
             preprocess=PreprocessConfig(crop_fraction=1 / 1.15, mean=CLIP_MEAN, std=CLIP_STD),
         ),
+        loss=LossConfig(feature=0.3, logit=0.5, affinity=1.0, feature_distance="mse"),
+        distil=DistilConfig(teachers=("open_clip:ViT-B-32/laion2b_s34b_b79k",), train_temperature=False),
         optim=OptimConfig(
             image_lr=1e-4,
             text_lr=1e-4,
@@ -93,7 +97,10 @@ def _convffn(name: str, image: ImageTowerConfig, text: TextTowerConfig) -> RunCo
         train=TrainConfig(
             batch_size=256,
             accumulate=4,
-            stages=(StageConfig(epochs=3, image_blocks=0, text_blocks=0), StageConfig(epochs=27)),
+            stages=(
+                StageConfig(epochs=3, image_blocks=0, text_blocks=0, loss=StageLossConfig(feature=0.5)),
+                StageConfig(epochs=27),
+            ),
         ),
     )
 

@@ -28,9 +28,11 @@ FREE = (
     "train.max_skipped",
     "train.rank_timeout",
     "data.workers",
-    # What these come to is among the circumstances: the pictures' names and captions, bf16 or another.
+    # What these come to is among the circumstances: the pictures' names and captions, what teachers said of them, bf16
+    # or another.
     "data.path",
     "data.images",
+    "distil.store",
     "train.precision",
 )
 # Keys in which it may differ too, and which are said: the same steps computed otherwise, with another rounding and
@@ -71,6 +73,7 @@ class Checkpoint:
     optimizer: dict[str, Any]  # state dict
     scaler: dict[str, Any]  # state dict
     averages: dict[str, Any]  # state dict of the average of the weights; empty without one
+    distillation: dict[str, Any]  # state dict of the student's projections; empty without teachers, who are not in it
     circumstances: dict[str, str]  # what the configuration leaves open but the result depends on: precision, data
     best: dict[str, Any]  # epoch and metrics of the best validation so far; empty before the first
 

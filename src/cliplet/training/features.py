@@ -197,8 +197,9 @@ def _towers(model: DualEncoder) -> list[tuple[str, ImageTower | TextTower]]:
 
 
 def augments(config: AugmentConfig) -> bool:
-    """Whether any view of a picture is not the whole of it."""
-    return config.crop_scale != (1.0, 1.0) or config.flip > 0
+    """Whether any view of a picture is not the whole of it as it is."""
+    changed = max(config.flip, config.brightness, config.contrast, config.saturation)
+    return config.crop_scale != (1.0, 1.0) or changed > 0
 
 
 def _in_validation(precision: str) -> str:

@@ -15,6 +15,7 @@ from cliplet.training.objective import chance_loss, loss_in_stage
 from cliplet.training.run_log import read_log
 from cliplet.training.stages import stage_at
 from cliplet.training.start import start_model
+from cliplet.training.teaching import is_taught
 from cliplet.training.trainer import TRAINED_SHARE, save_best
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def _report(trainer: Trainer, evaluation: Evaluation, command: str) -> None:
     """Writes the page of the run."""
     config = trainer.config
     state, folder, parameters = trainer.state, config.output, trainer.state.model.count_parameters()
-    last_loss = loss_in_stage(config.loss, stage_at(config.train.stages, state.epoch - 1).stage.loss)
+    last_loss = loss_in_stage(config, stage_at(config.train.stages, state.epoch - 1).stage)
+    chance = chance_loss(last_loss, trainer.loader.batch_size, config.data.captions_per_image)
     step = max(1, len(evaluation.captions) // QUERIES_SHOWN)
     write_report(
         folder / "report.html",
@@ -93,5 +95,5 @@ def _report(trainer: Trainer, evaluation: Evaluation, command: str) -> None:
             "command": command or "cliplet.train(config)",
             "seed": str(config.train.seed),
         },
-        chance=chance_loss(last_loss, trainer.loader.batch_size, config.data.captions_per_image),
+        chance=None if is_taught(last_loss) else chance,  # the curve has the teachers' terms in it
     )

@@ -3,16 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
-from cliplet.config import LossConfig, StageLossConfig
+from cliplet.config import LossConfig, RunConfig, StageConfig
 from cliplet.errors import TrainingError
-from cliplet.losses import hard_negative_margin, info_nce, siglip
+from cliplet.losses import distillation, hard_negative_margin, info_nce, siglip
+from cliplet.losses.distillation import TeacherFeatures
 from cliplet.models.dual_encoder import Output
 
+
+class Lesson(NamedTuple):
+    """What teachers say of a batch, and how a student compares itself with them."""
+
+    teachers: Sequence[TeacherFeatures]
+    projected: Sequence[tuple[torch.Tensor, torch.Tensor]]  # student's features (B, T), (C, T) in each one's width
+    affinity_scale: float | None = None
+    train_temperature: bool = True
+
+
 Term = Callable[[Output, torch.Tensor, LossConfig], torch.Tensor]
+TaughtTerm = Callable[[Output, torch.Tensor, LossConfig, Lesson], torch.Tensor]
+
+
+def _feature(output: Output, owners_C: torch.Tensor, loss: LossConfig, lesson: Lesson) -> torch.Tensor:
+    term = {"mse": distillation.feature_mse, "cosine": distillation.feature_cosine}[loss.feature_distance]
+    pairs = zip(lesson.projected, lesson.teachers, strict=True)
+    return _mean([distillation.feature_loss(*ours, theirs.image, theirs.text, term) for ours, theirs in pairs])
+
+
+def _logit(output: Output, owners_C: torch.Tensor, loss: LossConfig, lesson: Lesson) -> torch.Tensor:
+    scale = output.logit_scale if lesson.train_temperature else output.logit_scale.detach()
+    return distillation.ensemble_kl(*output[:2], scale, lesson.teachers)
+
+
+def _affinity(output: Output, owners_C: torch.Tensor, loss: LossConfig, lesson: Lesson) -> torch.Tensor:
+    if lesson.affinity_scale is None:
+        return _logit(output, owners_C, loss, lesson)
+    teachers = [teacher._replace(logit_scale=lesson.affinity_scale) for teacher in lesson.teachers]
+    return distillation.ensemble_kl(*output[:2], lesson.affinity_scale, teachers)
+
+
+def _interactive(output: Output, owners_C: torch.Tensor, loss: LossConfig, lesson: Lesson) -> torch.Tensor:
+    each = lesson.teachers
+    return _mean(
+        [distillation.interactive(*output[:3], one.image, one.text, owners_C, loss.soft_targets) for one in each]
+    )
+
+
+def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(values)).mean()
+
 
 # Each takes a batch's output and caption_image_C, and gives a scalar.
 TERMS: dict[str, Term] = {
@@ -24,28 +67,53 @@ TERMS: dict[str, Term] = {
         *output[:3], owners, loss.hard_negatives, loss.margin
     ),
 }
+# Each takes the lesson too.
+TAUGHT_TERMS: dict[str, TaughtTerm] = {
+    "feature": _feature,
+    "logit": _logit,
+    "affinity": _affinity,
+    "interactive": _interactive,
+}
 
 
-def loss_in_stage(loss: LossConfig, stage: StageLossConfig) -> LossConfig:
-    """`loss` with the weights that a stage changes."""
-    changes = {name: weight for name, weight in stage.model_dump().items() if weight is not None}
-    return loss.model_copy(update=changes)
+def loss_in_stage(config: RunConfig, stage: StageConfig) -> LossConfig:
+    """A run's loss with the weights that a stage changes, and without the teachers' terms where they are switched
+    off."""
+    changes = {name: weight for name, weight in stage.loss.model_dump().items() if weight is not None}
+    if not config.distil.enabled:
+        changes |= dict.fromkeys(TAUGHT_TERMS, 0.0)
+    return config.loss.model_copy(update=changes)
 
 
 def weights_of(loss: LossConfig) -> dict[str, float]:
     """The weight of each term that has one. Raises TrainingError when none has."""
-    weights = {name: getattr(loss, name) for name in TERMS if getattr(loss, name) > 0}
+    weights = {name: getattr(loss, name) for name in (*TERMS, *TAUGHT_TERMS) if getattr(loss, name) > 0}
     if not weights:
-        names = ", ".join(f"loss.{name}" for name in TERMS)
+        names = ", ".join(f"loss.{name}" for name in (*TERMS, *TAUGHT_TERMS))
         raise TrainingError(
             "the loss has no term: all its weights are 0", f"Give a weight to one of {names}, or in that stage's loss."
         )
     return weights
 
 
-def loss_terms(output: Output, caption_image_C: torch.Tensor, loss: LossConfig) -> dict[str, torch.Tensor]:
-    """Each weighed term's value, not yet times its weight."""
-    return {name: TERMS[name](output, caption_image_C, loss) for name in weights_of(loss)}
+def loss_terms(
+    output: Output, caption_image_C: torch.Tensor, loss: LossConfig, lesson: Lesson | None = None
+) -> dict[str, torch.Tensor]:
+    """Each weighed term's value, not yet times its weight. Raises TrainingError for a teachers' term without one."""
+    terms = {}
+    for name in weights_of(loss):
+        if name in TERMS:
+            terms[name] = TERMS[name](output, caption_image_C, loss)
+        elif lesson is None:
+            raise TrainingError(f"loss.{name} has a weight, but there is no teacher", NAME_A_TEACHER)
+        else:
+            terms[name] = TAUGHT_TERMS[name](output, caption_image_C, loss, lesson)
+    return terms
+
+
+NAME_A_TEACHER = (
+    "Name one with --distil.teachers, or a store with --distil.store; or go without: --distil.enabled False."
+)
 
 
 def total(terms: dict[str, torch.Tensor], loss: LossConfig) -> torch.Tensor:
@@ -54,8 +122,17 @@ def total(terms: dict[str, torch.Tensor], loss: LossConfig) -> torch.Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
+def without_teachers(values: dict[str, float], loss: LossConfig) -> float:
+    """Of a step's values, as the log has them, what `chance_loss` is of: the sum of the terms that need no teacher."""
+    weights = weights_of(loss)
+    if len(weights) == 1:  # then it stands alone, as the loss
+        return values["loss"] if weights.keys() <= TERMS.keys() else 0.0
+    return sum(weight * values[f"loss_{name}"] for name, weight in weights.items() if name in TERMS)
+
+
 def chance_loss(loss: LossConfig, images: int, captions_per_image: int) -> float:
-    """The loss of a model that tells no pair from another: all its features are alike, its bias the best there is.
+    """The loss, without teachers' terms, of a model that tells no pair from another: all its features are alike, its
+    bias the best there is.
 
     In closed form, for the logits of a large batch would fill the memory. InfoNCE towards shared targets is ln B, and
     the side with the first caption as target ln(1 + (B - 1) K); SigLIP's best sigmoid is the share of right pairs.
@@ -67,4 +144,4 @@ def chance_loss(loss: LossConfig, images: int, captions_per_image: int) -> float
         "siglip": batch - wrong * math.log1p(-1 / images) if wrong else 0.0,
         "hard_negative": loss.margin if wrong else 0.0,
     }
-    return sum(weight * chances[name] for name, weight in weights_of(loss).items())
+    return sum(weight * chances[name] for name, weight in weights_of(loss).items() if name in TERMS)

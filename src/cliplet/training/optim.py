@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from cliplet.config import OptimConfig
 from cliplet.errors import TrainingError
@@ -12,17 +14,22 @@ from cliplet.models import DualEncoder
 from cliplet.training.stages import head_parameters
 
 
-def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: DualEncoder, config: OptimConfig, beside: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """AdamW, or SGD with momentum, with groups for each tower and for heads and temperature.
 
     Matrices decay; norms, biases and temperature do not. Frozen parameters are in it too and get no gradient, so that
-    a later stage finds its groups as they were.
+    a later stage finds its groups as they were. `beside`: what trains with the model at its heads' rate and is no part
+    of it.
     """
     parts = {
         "image": list(model.image_tower.parameters()),
         "text": list(model.text_tower.parameters()),
         "head": head_parameters(model),
     }
+    beside = list(beside)
+    parts["head"] += beside
     groups = []
     for name, parameters in parts.items():
         matrices = [p for p in parameters if p.ndim >= 2]
@@ -35,7 +42,7 @@ def build_optimizer(model: DualEncoder, config: OptimConfig) -> torch.optim.Opti
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.betas[0], fused=True)
     if config.betas[0]:
         # Where its first step is skipped, fused SGD leaves memory that was never written to as its momentum.
-        for parameter in model.parameters():
+        for parameter in (*model.parameters(), *beside):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 

@@ -12,15 +12,17 @@ from rich.table import Table
 
 from cliplet.config import RunConfig
 from cliplet.data.batch import Batch
-from cliplet.data.loader import TrainLoader, default_workers
+from cliplet.data.loader import default_workers
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers import read_source
 from cliplet.training.chunk_size import choose_chunk_size
 from cliplet.training.cpu import keep_memory
+from cliplet.training.distillation import refuse_bad_lessons
 from cliplet.training.objective import loss_in_stage
 from cliplet.training.optim import choose_device, choose_precision
 from cliplet.training.run import begin
 from cliplet.training.stages import set_trainable
+from cliplet.training.teaching import open_teaching
 from cliplet.training.trainer import State, Trainer
 
 SECONDS = 10.0  # for each of the measurements
@@ -81,15 +83,17 @@ def profile_data(config: RunConfig, say: Callable[[str], None] = lambda message:
     source = read_source(config.data.path, config.data.images, config.data.samples)
     records = source.select(config.data.train_split)[: config.data.max_images]
     torch.manual_seed(config.train.seed)
-    state = begin(config, records, device, precision, say)
+    refuse_bad_lessons(config)
+    teaching = open_teaching(config, records, device, precision, say)
+    state = begin(config, records, device, precision, say, teaching)
     say(f"measuring: three times up to {SECONDS:.0f} s")
     start = time.perf_counter()
-    trainer = Trainer(config, state, device, precision, {}, records, records, Quarantine())
+    trainer = Trainer(config, state, device, precision, {}, records, records, Quarantine(), teaching=teaching)
     trainer.chunk_size = choose_chunk_size(trainer, say)
     tokenize = (time.perf_counter() - start) / len(records)
 
-    loader_rate = _loader_rate(trainer.loader)
-    batches = [trainer.first_batch()]
+    loader_rate = _loader_rate(trainer)
+    batches = [next(trainer.batches(0))]
     step = _stepper(trainer, state)
     model_rate = _rate(lambda: step(batches), trainer.loader.batch_size, device)
     training_rate, wait = _training_rate(trainer, step, device)
@@ -126,10 +130,10 @@ def _stepper(trainer: Trainer, state: State) -> Callable[[list[Batch]], Any]:
     config, place = trainer.config, trainer.config.train.stages[-1]
     set_trainable(state.model, place)
     state.model.train()
-    weights = loss_in_stage(config.loss, place.loss)
-
-    stepper = trainer.stepper()
-    return lambda batches: stepper.step(batches, weights)
+    weights, teaching, stepper = loss_in_stage(config, place), trainer.teaching, trainer.stepper()
+    return lambda batches: stepper.step(
+        [teaching.taught(batch, weights) if teaching else batch for batch in batches], weights
+    )
 
 
 def _rate(work: Callable[[], Any], pictures: int, device: torch.device) -> float:
@@ -145,18 +149,18 @@ def _rate(work: Callable[[], Any], pictures: int, device: torch.device) -> float
     return done * pictures / (time.perf_counter() - start)
 
 
-def _loader_rate(loader: TrainLoader) -> float:
+def _loader_rate(trainer: Trainer) -> float:
     """Pictures a second of the loader alone."""
-    batches = _endless(loader)
+    batches = _endless(trainer)
     try:
-        return _rate(lambda: next(batches), loader.batch_size, torch.device("cpu"))
+        return _rate(lambda: next(batches), trainer.loader.batch_size, torch.device("cpu"))
     finally:
         batches.close()
 
 
 def _training_rate(trainer: Trainer, step: Callable[[list[Batch]], Any], device: torch.device) -> tuple[float, float]:
     """Pictures a second of loader and model together, and the share of the time spent waiting for the loader."""
-    batches = _endless(trainer.loader)
+    batches = _endless(trainer)
     waited = 0.0
 
     def work() -> None:
@@ -180,11 +184,11 @@ def _training_rate(trainer: Trainer, step: Callable[[list[Batch]], Any], device:
     return done * trainer.loader.batch_size / elapsed, waited / elapsed
 
 
-def _endless(loader: TrainLoader) -> Generator[Batch, None, None]:
+def _endless(trainer: Trainer) -> Generator[Batch, None, None]:
     """Epoch after epoch."""
     epoch = 0
     while True:
-        yield from loader.epoch(epoch)
+        yield from trainer.batches(epoch)
         epoch += 1
 
 

@@ -39,12 +39,14 @@ from cliplet.training.checkpoint import Checkpoint, Checkpoints
 from cliplet.training.chunk_size import CIRCUMSTANCE, choose_chunk_size
 from cliplet.training.compiling import compile_towers
 from cliplet.training.cpu import keep_memory
+from cliplet.training.distillation import Distillation, refuse_bad_lessons
 from cliplet.training.distributed import Ranks, joined, place_of_rank, refuse_bad_batch
 from cliplet.training.finish import finish
 from cliplet.training.optim import build_optimizer, choose_device, choose_precision
 from cliplet.training.run_log import RunLog
 from cliplet.training.stages import refuse_bad_stages
 from cliplet.training.start import start_model
+from cliplet.training.teaching import Teaching, open_teaching
 from cliplet.training.trainer import CHECKPOINTS, State, Trainer
 
 MANY_CAPTIONS = 200_000  # tokenizing more takes so long that it is announced
@@ -85,12 +87,17 @@ def _train(config: RunConfig, ranks: Ranks, resume: bool, command: str, console:
     if device.type == "cpu":
         keep_memory()
     source, train_records, val_records = _read(config, say)
+    refuse_bad_lessons(config)
+    teaching = open_teaching(config, train_records, device, precision, say)
     circumstances = {
         "precision": precision,
         "training data": _fingerprint(train_records),
         "validation data": _fingerprint(val_records),
         "ranks": str(ranks.size),
     }
+    if teaching:
+        refuse_bad_lessons(config, teaching.teachers)
+        circumstances["teachers"] = teaching.circumstance
     if checkpoint:
         for line in checkpoint.refuse_other_config(config) + checkpoint.refuse_other_circumstances(circumstances):
             say(f"resumed with another {line}: rounding and dropout may differ")
@@ -98,7 +105,9 @@ def _train(config: RunConfig, ranks: Ranks, resume: bool, command: str, console:
             circumstances[CIRCUMSTANCE] = checkpoint.circumstances[CIRCUMSTANCE]
     torch.manual_seed(config.train.seed)
     state = (
-        _restore(checkpoint, device, precision) if checkpoint else begin(config, train_records, device, precision, say)
+        _restore(checkpoint, device, precision, teaching)
+        if checkpoint
+        else begin(config, train_records, device, precision, say, teaching)
     )
     resumed = checkpoint is not None
     del checkpoint  # as large as all that a run keeps
@@ -110,7 +119,18 @@ def _train(config: RunConfig, ranks: Ranks, resume: bool, command: str, console:
     captions = int(train_records.caption_counts().sum())
     if captions > MANY_CAPTIONS:
         say(f"tokenizing {captions:,} captions, once")
-    trainer = Trainer(config, state, device, precision, circumstances, train_records, val_records, quarantine, ranks)
+    trainer = Trainer(
+        config,
+        state,
+        device,
+        precision,
+        circumstances,
+        train_records,
+        val_records,
+        quarantine,
+        ranks,
+        teaching=teaching,
+    )
     trainer.chunk_size = choose_chunk_size(trainer, say)
     if config.train.compile:
         batch = trainer.first_batch()
@@ -160,11 +180,14 @@ def _agree(ranks: Ranks, config: RunConfig, state: State, circumstances: dict[st
         configuration="as given" if not changed else "with " + ", ".join(changed),
         data=circumstances["training data"],
         precision=circumstances["precision"],
+        teachers=circumstances.get("teachers", "none"),
         tokenizer=f"of checksum {zlib.crc32(state.model.tokenizer.to_json().encode()):08x}",
     )
     ranks.as_first_(state.model.state_dict().values())
     if state.average is not None:
         ranks.as_first_(state.average.state_dict()["averages"].values())
+    if state.distillation is not None:
+        ranks.as_first_(state.distillation.state_dict().values())
 
 
 def _prepared_folder(config: RunConfig, ranks: Ranks, resumed: bool) -> Quarantine:
@@ -190,7 +213,12 @@ def _fingerprint(records: Records) -> str:
 
 
 def begin(
-    config: RunConfig, records: Records, device: torch.device, precision: str, say: Callable[[str], None]
+    config: RunConfig,
+    records: Records,
+    device: torch.device,
+    precision: str,
+    say: Callable[[str], None],
+    teaching: Teaching | None = None,
 ) -> State:
     """The state in which a run on these records begins."""
     if config.train.start_from:
@@ -198,29 +226,37 @@ def begin(
         say(f"starts from {config.train.start_from}")
     else:
         model = DualEncoder.build(config.model, records.captions(), say)
-    return _on_device(model, config, device, precision)
+    return _on_device(model, config, device, precision, teaching)
 
 
-def _restore(checkpoint: Checkpoint, device: torch.device, precision: str) -> State:
+def _restore(checkpoint: Checkpoint, device: torch.device, precision: str, teaching: Teaching | None) -> State:
     config = checkpoint.config
     tokenizer = Tokenizer.from_json(checkpoint.tokenizer, config.model.text.context_length)
     model = DualEncoder.skeleton(config.model, tokenizer, checkpoint.image_architecture, checkpoint.text_architecture)
     model.load_state_dict(checkpoint.model)
-    state = _on_device(model, config, device, precision)
+    state = _on_device(model, config, device, precision, teaching)
     state.optimizer.load_state_dict(checkpoint.optimizer)
     state.scaler.load_state_dict(checkpoint.scaler)
     if state.average is not None:
         state.average.load_state_dict(checkpoint.averages)
+    if state.distillation is not None:
+        state.distillation.load_state_dict(checkpoint.distillation)
     state.epoch, state.step, state.best = checkpoint.epoch, checkpoint.step, checkpoint.best
     state.skipped = checkpoint.skipped
     return state
 
 
-def _on_device(model: DualEncoder, config: RunConfig, device: torch.device, precision: str) -> State:
+def _on_device(
+    model: DualEncoder, config: RunConfig, device: torch.device, precision: str, teaching: Teaching | None
+) -> State:
     model = model.to(device)
+    distillation = None
+    if teaching:
+        distillation = Distillation(config.distil, teaching.teachers, config.model.embed_dim).to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     average = WeightAverage(model, config.train.ema) if config.train.ema else None
-    return State(model, build_optimizer(model, config.optim), scaler, average)
+    beside = distillation.parameters() if distillation else ()
+    return State(model, build_optimizer(model, config.optim, beside), scaler, average, distillation)
 
 
 def _announce(trainer: Trainer, say: Callable[[str], None], resumed: bool) -> None:

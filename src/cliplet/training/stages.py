@@ -93,7 +93,7 @@ def refuse_bad_stages(model: DualEncoder, config: RunConfig) -> None:
     for stage in config.train.stages:
         set_trainable(model, stage)
         refuse_idle(model, stage, config.optim)
-        weights_of(loss_in_stage(config.loss, stage.loss))
+        weights_of(loss_in_stage(config, stage))
 
 
 def head_parameters(model: DualEncoder) -> list[nn.Parameter]:

@@ -33,8 +33,9 @@ from cliplet.models.dual_encoder import Output
 from cliplet.training.averages import WeightAverage
 from cliplet.training.batch_norm import moves_once, running_statistics, stands_still
 from cliplet.training.cpu import MatrixAttention
+from cliplet.training.distillation import Distillation
 from cliplet.training.distributed import Ranks
-from cliplet.training.objective import loss_terms, total
+from cliplet.training.objective import TAUGHT_TERMS, Lesson, loss_terms, total, weights_of
 from cliplet.training.sam import Sam
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,10 +54,12 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Parts:
-    """One batch as a step sees it: this rank's chunks, on the device, and the sizes of every rank's part."""
+    """One batch as a step sees it: this rank's chunks, on the device, what teachers make of them, and the sizes of
+    every rank's part."""
 
     chunks: list[Batch]
     counts: list[list[int]]  # pictures and captions of each rank
+    teachers: list[tuple[torch.Tensor, torch.Tensor]]  # each one's features of this rank's pictures and captions
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -133,21 +136,24 @@ class Stepper:
         ranks: Ranks | None = None,
         sync_batch_norm: bool = True,
         average: WeightAverage | None = None,
+        distillation: Distillation | None = None,
     ):
         """To be made anew whenever other parameters become trainable. `chunk_size`: pictures of this rank that are
         embedded at once; None: all of them. `sync_batch_norm`: whether batch norm normalises by the pictures of all
         ranks, as `normalise_over_ranks` makes it; else running statistics become the mean of what the ranks have, step
-        by step. `average` follows the weights."""
+        by step. `average` follows the weights. `distillation` makes the terms of teachers whose features come with the
+        batches; its projections train too."""
         self.model, self.optimizer = model, optimizer
         self.device = next(model.parameters()).device
         self.scaler = scaler or torch.amp.GradScaler(self.device.type, enabled=False)
         self.precision, self.chunk_size, self.sam, self.clip_norm = precision, chunk_size, sam, clip_norm
         self.ranks, self.sync_batch_norm = ranks or Ranks(), sync_batch_norm
-        self.average = average
+        self.average, self.distillation = average, distillation
         self.embedder = Embedder(model)
         self._summing: DistributedDataParallel | None = None  # made by the first step, of several ranks
         embedded = {id(parameter) for parameter in self.embedder.parameters()}
-        self.others = [parameter for parameter in model.parameters() if id(parameter) not in embedded]
+        self.parameters = [*model.parameters(), *(distillation.parameters() if distillation else ())]
+        self.others = [parameter for parameter in self.parameters if id(parameter) not in embedded]
 
     def step(self, batches: Sequence[Batch], loss: LossConfig, seed: tuple[int, ...] = (0,)) -> StepResult:
         """Gradients of the mean loss over `batches` (this rank's part of each), clip, step, clamp the temperature.
@@ -168,7 +174,7 @@ class Stepper:
                 self.scaler.update()
                 with self.sam.climbed(), stands_still(self.model):
                     self._gradients(parts, loss, seed)
-            parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+            parameters = [parameter for parameter in self.parameters if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             skip = ~(first.loss.isfinite() & norm.isfinite())
             statistics.unless(skip)
@@ -195,7 +201,8 @@ class Stepper:
         most = max(pictures for pictures, _ in counts)
         number = 1 if self.chunk_size is None else math.ceil(most / self.chunk_size)
         chunks = [batch] if number == 1 else batch.chunks(number)
-        return Parts([chunk.to(self.device) for chunk in chunks], counts)
+        teachers = [(image_BT.to(self.device), text_CT.to(self.device)) for image_BT, text_CT in batch.teachers]
+        return Parts([chunk.to(self.device) for chunk in chunks], counts, teachers)
 
     def _gradients(self, batches: Sequence[Parts], loss: LossConfig, seed: tuple[int, ...]) -> Gradients:
         """Unscaled gradients of the mean loss over the batches."""
@@ -272,7 +279,7 @@ class Stepper:
         temperature's go to its parameters."""
         image_BD, text_CD = (one.detach().requires_grad_() for one in features)
         output, owners_C = self._of_all_ranks(image_BD, text_CD, parts)
-        terms = loss_terms(output, owners_C, loss)
+        terms = loss_terms(output, owners_C, loss, self._lesson(output, parts, loss))
         value = total(terms, loss)
         self.scaler.scale(value * share).backward()
         result = Gradients(
@@ -295,6 +302,17 @@ class Stepper:
             owners_C = torch.cat(ranks.gather(owners_C, captions))
         scale = self.model.temperature(image_BD, text_CD)
         return Output(image_BD, text_CD, scale, self.model.logit_bias), owners_C
+
+    def _lesson(self, output: Output, parts: Parts, loss: LossConfig) -> Lesson | None:
+        """What teachers say of the batch of all ranks; None where the loss does not ask them."""
+        if self.distillation is None or not TAUGHT_TERMS.keys() & weights_of(loss).keys():
+            return None
+        images, captions = zip(*parts.counts, strict=True)
+        features = [
+            (torch.cat(self.ranks.gather(image_BT, images)), torch.cat(self.ranks.gather(text_CT, captions)))
+            for image_BT, text_CT in parts.teachers
+        ]
+        return self.distillation.lesson(output, features, loss)
 
     def _backward(self, live: tuple[torch.Tensor, torch.Tensor], gradients: tuple[torch.Tensor, torch.Tensor]) -> None:
         """From the features of a chunk to the parameters."""

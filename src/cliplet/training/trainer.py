@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from cliplet.config import RunConfig
+from cliplet.config import LossConfig, RunConfig
 from cliplet.data.batch import Batch
 from cliplet.data.loader import TrainLoader
 from cliplet.data.quarantine import Quarantine
@@ -24,17 +25,19 @@ from cliplet.models import DualEncoder
 from cliplet.training.averages import WeightAverage
 from cliplet.training.checkpoint import Checkpoint, Checkpoints
 from cliplet.training.chunk_size import out_of_memory_answer
+from cliplet.training.distillation import Distillation
 from cliplet.training.distributed import Ranks
 from cliplet.training.features import FrozenFeatures
 from cliplet.training.memory import out_of_memory
 from cliplet.training.meter import RECENT, Meter, Scalars
-from cliplet.training.objective import chance_loss, loss_in_stage
+from cliplet.training.objective import chance_loss, loss_in_stage, without_teachers
 from cliplet.training.optim import learning_rate, set_learning_rate
 from cliplet.training.run_log import RunLog
 from cliplet.training.sam import Sam
 from cliplet.training.skips import LOWER_RATES, Skips
 from cliplet.training.stages import Place, peak_rates, set_trainable, stage_at
 from cliplet.training.step import Stepper
+from cliplet.training.teaching import Teaching
 
 CHECKPOINTS = "checkpoints"  # in the run folder
 USUAL_CAUSES = (
@@ -59,6 +62,7 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # switched off but for fp16
     average: WeightAverage | None = None
+    distillation: Distillation | None = None  # what a student with teachers has beside itself
     epoch: int = 0
     step: int = 0  # within the epoch
     skipped: int = 0  # steps since the run began whose loss was no number
@@ -90,10 +94,13 @@ class Trainer:
         quarantine: Quarantine,
         ranks: Ranks | None = None,
         chunk_size: int | None = None,
+        teaching: Teaching | None = None,
     ):
-        """`chunk_size`: pictures of this rank that are embedded at once; None: all of its part of the batch."""
+        """`chunk_size`: pictures of this rank that are embedded at once; None: all of its part of the batch.
+        `teaching`: the run's teachers, if it has any."""
         self.config, self.state, self.device, self.precision = config, state, device, precision
         self.circumstances, self.ranks, self.chunk_size = circumstances, ranks or Ranks(), chunk_size
+        self.teaching = teaching
         self.train_records, self.val_records, self.quarantine = train_records, val_records, quarantine
         self.loader = TrainLoader(
             train_records,
@@ -164,22 +171,30 @@ class Trainer:
     def stepper(self) -> Stepper:
         """What makes steps of the parameters that are trainable now."""
         state, optim = self.state, self.config.optim
+        climbing = nn.ModuleList([state.model, *([state.distillation] if state.distillation else [])])
         return Stepper(
             state.model,
             state.optimizer,
             state.scaler,
             precision=self.precision,
             chunk_size=self.chunk_size,
-            sam=Sam(state.model, optim.sam.rho, optim.sam.per_layer) if optim.sam.rho else None,
+            sam=Sam(climbing, optim.sam.rho, optim.sam.per_layer) if optim.sam.rho else None,
             clip_norm=optim.clip_norm,
             ranks=self.ranks,
             sync_batch_norm=self.config.train.sync_batch_norm,
             average=state.average,
+            distillation=state.distillation,
         )
 
     def first_batch(self) -> Batch:
         """This rank's part of the run's first batch."""
         return next(self.loader.epoch(0))
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch as the last stage has them, frozen towers' features left aside."""
+        teaching, stage = self.teaching, self.config.train.stages[-1]
+        for_teachers = teaching.for_loader(loss_in_stage(self.config, stage)) if teaching else {}
+        return self.loader.epoch(epoch, augmented=stage.augment, **for_teachers)
 
     def _batches(self, place: Place) -> Iterator[list[Batch]]:
         """The batches of each step that the epoch still has; what is left over of the epoch at its end sits out."""
@@ -189,9 +204,13 @@ class Trainer:
             augmented=place.stage.augment,
             image_features=self.frozen.image,
             text_features=self.frozen.text,
+            **(self.teaching.for_loader(self._loss(place)) if self.teaching else {}),
         )
         for _ in range(self.state.step, self.steps_an_epoch):
             yield list(islice(batches, self.accumulate))
+
+    def _loss(self, place: Place) -> LossConfig:
+        return loss_in_stage(self.config, place.stage)
 
     def _step(self, stepper: Stepper, batches: list[Batch], place: Place) -> Step:
         """One step at the rates and weights of its stage."""
@@ -199,8 +218,10 @@ class Trainer:
         stage_start = place.first_epoch * self.steps_an_epoch
         share = learning_rate(self.global_step, self.total_steps, stage_start, config.optim)
         set_learning_rate(state.optimizer, peak_rates(place.stage, config.optim), share)
-        loss = loss_in_stage(config.loss, place.stage.loss)
+        loss = self._loss(place)
         try:
+            if self.teaching:
+                batches = [self.teaching.taught(batch, loss) for batch in batches]
             result = stepper.step(batches, loss, (config.train.seed, self.global_step))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -221,7 +242,7 @@ class Trainer:
             self._skipped(step, values, log)
         else:
             self.skips.passed()
-            self.meter.losses.append(values["loss"])
+            self.meter.losses.append(without_teachers(values, self._loss(place)))
         last_of_epoch = step.number % self.steps_an_epoch == 0
         if (step.number % self.config.train.log_every == 0 or last_of_epoch) and not skipped:
             epoch = step.number / self.steps_an_epoch
@@ -284,10 +305,9 @@ class Trainer:
         warming_up = step < self.config.optim.warmup * self.total_steps
         if self.warned or warming_up or len(self.meter.losses) < max(1, enough):
             return
-        weighed = loss_in_stage(self.config.loss, place.stage.loss)
-        chance = chance_loss(weighed, self.loader.batch_size, self.config.data.captions_per_image)
+        chance = chance_loss(self._loss(place), self.loader.batch_size, self.config.data.captions_per_image)
         loss = self.meter.mean_loss()
-        if loss > CHANCE_SHARE * chance:
+        if chance and loss > CHANCE_SHARE * chance:  # it is 0 where teachers alone teach
             self.warned = True
             log.warning(
                 step,
@@ -339,6 +359,7 @@ class Trainer:
             optimizer=state.optimizer.state_dict(),
             scaler=state.scaler.state_dict(),
             averages=state.average.state_dict() if state.average else {},
+            distillation=state.distillation.state_dict() if state.distillation else {},
             skipped=state.skipped,
             circumstances=self.circumstances,
             best=state.best,

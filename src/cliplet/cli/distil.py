@@ -1,0 +1,160 @@
+"""The verb that stores what teachers say, for students to learn from."""
+
+# No `from __future__ import annotations` here, as in `cli/__init__.py`.
+
+import dataclasses
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cliplet.cli.options import parse
+from cliplet.errors import INSTALL_TRAIN, ClipletError
+
+
+def distil_store(words: list[str]) -> None:
+    """Store what teachers make of a data set: embeddings of augmented views and captions, for training to replay."""
+    import tyro
+
+    from cliplet.config import AugmentConfig, RunConfig
+    from cliplet.recipes import recipe
+
+    named = _recipe_named(words)
+    base = recipe(named) if named else RunConfig()
+
+    @dataclasses.dataclass
+    class Options:
+        data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
+        """Whatever `cliplet train` reads: annotation file, folder, tar shards, URL."""
+        out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+        """Folder to write; an unfinished store of the same data, teachers and settings is gone on with."""
+        teacher: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEACHER")] = ()
+        """Model or run folder, or open_clip:ARCHITECTURE/PRETRAINED; once for each teacher."""
+        augmentations: int = 5
+        """Random views of each picture."""
+        recipe: str = ""
+        """Take augmentation, teachers and split from this recipe; options given here go before it."""
+        augment: AugmentConfig = base.augment
+        """What views are drawn from; training must have the same."""
+        whole: bool = any(not stage.augment for stage in base.train.stages)
+        """Also the whole picture, unflipped, for stages without augmentation."""
+        storage: Literal["float16", "int8"] = "float16"
+        """How a number is kept: int8 takes half the room, for an error of 0.4 % of a row's largest."""
+        split: str = base.data.train_split
+        """Split to store, or several joined by +; all takes every picture."""
+        images: Path | None = None
+        """Folder of the pictures, where it cannot be found from the annotation file."""
+        samples: int | None = None
+        """Store the first so many pictures of each split only."""
+        seed: int = 0
+        """Of the views."""
+        device: str = "auto"
+        """auto, cpu, cuda, cuda:1, mps, ..."""
+        precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+        """auto: bf16 or fp16 where the device is fast at it, fp32 elsewhere."""
+        workers: int | None = None
+        """Decoding threads; by itself, half the processor's cores, at most 8."""
+
+    options: Options = parse(Options, "distil-store", words, distil_store.__doc__ or "")
+    try:
+        from cliplet.data.teacher_store import StoreSettings
+        from cliplet.training.store_making import make_store
+    except ModuleNotFoundError as error:
+        raise ClipletError(f"teachers need the package {error.name}, which is not installed", INSTALL_TRAIN) from None
+
+    settings = StoreSettings(
+        options.augmentations,
+        options.whole,
+        options.augment,
+        options.storage,
+        options.split,
+        options.seed,
+        options.samples,
+    )
+    with _speed_bar() as tell:
+        result = make_store(
+            options.data,
+            options.out,
+            options.teacher or base.distil.teachers,
+            settings,
+            images=options.images,
+            device=options.device,
+            precision=options.precision,
+            workers=options.workers,
+            say=lambda message: print(message, file=sys.stderr) if os.environ.get("RANK", "0") == "0" else None,
+            tell=tell,
+            command="cliplet distil-store " + shlex.join(words),
+        )
+    if result.rank == 0:
+        print(_summary(result, options.data, options.out, named or "RECIPE"))
+
+
+def _recipe_named(words: list[str]) -> str:
+    """The value of --recipe, which other options have their defaults from."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--recipe":
+            return following
+        if word.startswith("--recipe="):
+            return word.removeprefix("--recipe=")
+    return ""
+
+
+def _summary(result: Any, data: str, out: Path, recipe: str) -> str:
+    """What the store holds, for the end of the command. `result`: a StoreResult."""
+    manifest = result.manifest
+    pictures = sum(shard.pictures for shard in manifest.shards)
+    lines = [
+        f"{_counted(pictures, 'picture')} with {_counted(manifest.settings.views, 'view')} each, "
+        f"{_counted(sum(shard.captions for shard in manifest.shards), 'caption')}, "
+        f"{_counted(len(manifest.teachers), 'teacher')}, {_counted(len(manifest.shards), 'shard')}; "
+        f"{_counted(manifest.left_out, 'picture')} left out",
+        f"{result.bytes / 1e6:,.1f} MB: {result.bytes / pictures / 1e3:,.1f} GB per million pictures",
+    ]
+    if result.computed:
+        speed = result.computed / max(result.seconds, 1e-6)
+        lines.append(f"{result.computed:,} pictures in {result.seconds:,.1f} s: {speed:,.0f} pictures/s")
+    else:
+        lines.append("The store was complete already; nothing was done.")
+    if result.quarantine:
+        lines.append(result.quarantine.summary())
+    following = f"cliplet train {recipe} --data.path {shlex.quote(data)} --distil.store {shlex.quote(str(out))}"
+    return "\n".join([*lines, f"next: {following}"])
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def _speed_bar() -> Iterator[Callable[[int, int], None]]:
+    """A function to tell progress to, shown on standard error with pictures a second."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from cliplet.console import progress_bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        with progress_bar("embedding", console) as tell:
+            yield tell
+        return
+    left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
+    columns = (TextColumn("embedding"), BarColumn(bar_width=24), MofNCompleteColumn(), *left)
+    progress = Progress(*columns, console=console, transient=True)
+    task = progress.add_task("embedding", total=None, speed="")
+    began: list[float] = []
+
+    def tell_speed(done: int, total: int) -> None:
+        progress.start()  # not before: reading the data set may show a bar of its own
+        began.extend([time.monotonic()] * (not began))
+        speed = done / max(time.monotonic() - began[0], 1e-6)
+        progress.update(task, completed=done, total=total, speed=f"{speed:,.0f} pictures/s" if done > 1 else "")
+
+    try:
+        yield tell_speed
+    finally:
+        progress.stop()

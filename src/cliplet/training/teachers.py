@@ -1,0 +1,199 @@
+"""Frozen models that a student learns from: any model that can be opened here, and any that OpenCLIP can build.
+
+Shapes: B pictures, C captions, S image_size of a teacher, T its width, L tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from cliplet import model_folder
+from cliplet.config import PreprocessConfig
+from cliplet.data.batch import Batch
+from cliplet.data.records import Records
+from cliplet.data.teacher_shards import TeacherInfo, file_sha256
+from cliplet.errors import ModelError, TrainingError
+from cliplet.models import DualEncoder
+from cliplet.models.open_clip_weights import SUFFIXES
+from cliplet.models.pretrained import open_model
+from cliplet.runtime.engines import OPEN_CLIP
+from cliplet.training.open_clip_teachers import OpenClipTeacher, is_theirs_alone
+from cliplet.training.step import autocast
+from cliplet.training.tower_features import CAPTIONS_AT_ONCE, PICTURES_AT_ONCE
+
+
+class _Model(Protocol):
+    """What teachers have in common. Features are float32 and of unit length."""
+
+    preprocess: PreprocessConfig
+    width: int
+    logit_scale: float | None
+    tokenizer: str  # checksum
+
+    @property
+    def module(self) -> nn.Module:
+        """All that has weights."""
+        ...
+
+    def images(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels, on the model's device, to (B, T)."""
+        ...
+
+    def texts(self, captions: Sequence[str], device: torch.device) -> torch.Tensor:
+        """Captions to (C, T)."""
+        ...
+
+
+class Teacher:
+    """A frozen model on its device. It is no module, so it is in nobody's weights, and nothing of it trains."""
+
+    def __init__(self, name: str, weights: str, model: _Model, device: torch.device, precision: str):
+        """`name` as the user gave it; `weights`: their sha256, or nothing."""
+        self.device, self.precision = device, precision
+        self._model = model
+        model.module.requires_grad_(False).eval().to(device)
+        self.info = TeacherInfo(
+            name=name,
+            weights=weights,
+            tokenizer=model.tokenizer,
+            image_size=model.preprocess.image_size,
+            mean=model.preprocess.mean,
+            std=model.preprocess.std,
+            embed_dim=model.width,
+            logit_scale=model.logit_scale,
+            precision=precision,
+        )
+
+    def image_features(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        """Unit features (B, T) float32, on the teacher's device, of uint8 pixels of its size, on any device."""
+        blocks = pixels_B3SS.split(PICTURES_AT_ONCE)
+        with self._computing():
+            features = [self._model.images(block.to(self.device, non_blocking=True)) for block in blocks]
+        return torch.cat(features)
+
+    def text_features(self, captions: Sequence[str]) -> torch.Tensor:
+        """Unit features (C, T) float32, on the teacher's device. What is beyond its context length is cut."""
+        # Texts of like length together: a block is as wide as its longest text.
+        order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
+        features_CT = torch.empty(len(captions), self.info.embed_dim, device=self.device)
+        with self._computing():
+            for start in range(0, len(order), CAPTIONS_AT_ONCE):
+                rows = order[start : start + CAPTIONS_AT_ONCE]
+                block = self._model.texts([captions[row] for row in rows], self.device)
+                features_CT[torch.tensor(rows, device=self.device)] = block
+        return features_CT
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        # Not inference_mode: what it gives can have no part in a loss with gradients.
+        with torch.no_grad(), autocast(self.device, self.precision):
+            yield
+
+
+class LiveTeachers:
+    """Teachers that see each batch of a run."""
+
+    def __init__(self, sources: Sequence[str], records: Records, device: torch.device, precision: str):
+        """Opens the teachers; `records` are those of the batches. Raises TrainingError where none is named, ModelError
+        for one that cannot be opened."""
+        if not sources:
+            raise TrainingError("no teacher is named", "Name one: --distil.teachers FOLDER.")
+        self.teachers = [open_teacher(source, device, precision) for source in sources]
+        self._records = records
+        self._ends = np.cumsum(records.caption_counts())  # by picture, the place behind its last caption
+
+    @property
+    def infos(self) -> tuple[TeacherInfo, ...]:
+        """What is known of each teacher, in their order."""
+        return tuple(teacher.info for teacher in self.teachers)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sides, in pixels, of the pictures that a batch must bring for them, ascending."""
+        return sorted({info.image_size for info in self.infos})
+
+    def taught(self, batch: Batch) -> Batch:
+        """The batch with each teacher's features of its pictures and captions, on the teachers' device, instead of the
+        pixels for them."""
+        captions = self._captions(batch.caption_rows_C)
+        features = tuple(
+            (teacher.image_features(batch.teacher_pixels[teacher.info.image_size]), teacher.text_features(captions))
+            for teacher in self.teachers
+        )
+        return replace(batch, teachers=features, teacher_pixels={})
+
+    def _captions(self, rows_C: np.ndarray) -> list[str]:
+        """The captions at these places among those of all records."""
+        pictures_C = np.searchsorted(self._ends, rows_C, side="right")
+        captions = []
+        for picture, row in zip(pictures_C.tolist(), rows_C.tolist(), strict=True):
+            own = self._records[picture].captions
+            captions.append(own[row - int(self._ends[picture])])  # counted from the end
+        return captions
+
+
+def open_teacher(source: str | Path, device: torch.device, precision: str) -> Teacher:
+    """A teacher from a model folder, a run folder or `open_clip:ARCHITECTURE/PRETRAINED`, computing in `precision`:
+    fp32, bf16 or fp16.
+
+    An OpenCLIP model need not be one that cliplet can save: text sides that are Hugging Face models and tokenizers of
+    every kind will do, as far as their configuration and files are there. Raises ModelError.
+    """
+    name, weights = identity(source)
+    model: _Model
+    try:
+        model = _Ours(open_model(source))
+    except ModelError:
+        if not name.startswith(OPEN_CLIP) or not is_theirs_alone(name.removeprefix(OPEN_CLIP)):
+            raise
+        model = OpenClipTeacher(name.removeprefix(OPEN_CLIP))
+    return Teacher(name, weights, model, device, precision)
+
+
+def identity(source: str | Path) -> tuple[str, str]:
+    """A teacher's name, and the sha256 of its weights file, "" where no file is there or a tag of OpenCLIP's names the
+    weights. Loads no model. Raises ModelError for a file that cannot be read."""
+    file = _weights_file(str(source))
+    try:
+        return str(source), file_sha256(file) if file.is_file() else ""
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def _weights_file(source: str) -> Path:
+    """Where a source's weights lie, if in a local file."""
+    if source.startswith(OPEN_CLIP):
+        file = Path(source.removeprefix(OPEN_CLIP).partition("/")[2])
+        # A bare word is a tag, even where a file is called so.
+        return file if len(file.parts) > 1 or file.suffix in SUFFIXES else Path()
+    folder = Path(source)
+    if not model_folder.is_model_folder(folder) and model_folder.is_model_folder(folder / "model"):
+        folder = folder / "model"
+    return folder / model_folder.WEIGHTS
+
+
+class _Ours:
+    """A DualEncoder as a teacher."""
+
+    def __init__(self, model: DualEncoder):
+        self.module = model
+        self.preprocess, self.width = model.config.preprocess, model.config.embed_dim
+        learned = model.config.temperature.kind == "learned"
+        self.logit_scale = float(model.logit_scale.detach()) if learned else None
+        self.tokenizer = hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest()
+
+    def images(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        return self.module.encode_image(pixels_B3SS)
+
+    def texts(self, captions: Sequence[str], device: torch.device) -> torch.Tensor:
+        ids_CL, mask_CL = (torch.from_numpy(array).to(device) for array in self.module.tokenizer(captions))
+        return self.module.encode_text(ids_CL, mask_CL)
