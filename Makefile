@@ -5,6 +5,7 @@
 # make bench     loading and reading beside their peers; PHOTOS=folder of JPEGs, ANNOTATIONS=COCO's captions JSON
 # make bench-recipes  whether every recipe learns, from scratch at full size; about an hour on two cores
 # make bench-training  steps, chunks, frozen features and ranks beside their peers; DATA=path/to/flickr8k
+# make bench-distillation  what a teacher costs, how exact stored features are, their size; DATA=path/to/flickr8k
 # make bench-gpu   steps of three recipes on a GPU: speed, share of its peak, memory
 # Each sets up .venv first, once; nothing is installed again until pyproject.toml or constraints.txt change.
 
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench bench-recipes bench-training bench-gpu setup
+.PHONY: demo test test-slow lint format bench bench-recipes bench-training bench-distillation bench-gpu setup
 
 demo: $(VENV)/.train
 	$(BIN)/cliplet demo
@@ -45,6 +46,10 @@ bench-recipes: $(VENV)/.dev
 bench-training: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "name a data set: make bench-training DATA=path/to/flickr8k"; exit 1; }
 	for part in step chunks heads ranks; do $(BIN)/python benchmarks/training.py $$part --data $(DATA) || exit 1; done
+
+bench-distillation: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "name a data set: make bench-distillation DATA=path/to/flickr8k"; exit 1; }
+	for part in step exact size; do $(BIN)/python benchmarks/distillation.py $$part --data $(DATA) || exit 1; done
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py

@@ -11,7 +11,7 @@ from cliplet.config import DistilConfig, RunConfig, differences, from_yaml
 from cliplet.errors import ConfigError
 from cliplet.recipes import RECIPES, recipe
 
-OWN = ("demo", "scratch", "finetune", "flickr8k", "clip-finetune")
+OWN = ("demo", "scratch", "student", "finetune", "flickr8k", "clip-finetune")
 SYSTEMS = tuple(name for name in RECIPES if name not in OWN)
 # The shape of MiniLM, which recipes that only fine-tune it do not carry.
 MINILM = recipe("vittiny-minilm").model.text.architecture

@@ -40,7 +40,7 @@ from cliplet.errors import ClipletError, DataError, ModelError, TrainingError
 from cliplet.models import DualEncoder
 from cliplet.training import train, trainer
 from cliplet.training.distillation import Distillation
-from cliplet.training.optim import build_optimizer
+from cliplet.training.optim import build_optimizer, choose_precision
 from cliplet.training.profile import profile_data
 from cliplet.training.step import Stepper
 from cliplet.training.store_making import make_store
@@ -226,7 +226,7 @@ def test_teachers_are_in_no_optimiser_and_no_checkpoint(scenes, teachers, tmp_pa
     )
     before = [(Path(folder) / "model.safetensors").read_bytes() for folder in teachers]
     _, told = quietly(config)
-    assert "teachers in every step, in fp32" in told
+    assert f"teachers in every step, in {choose_precision('auto', CPU)}" in told
     assert [(Path(folder) / "model.safetensors").read_bytes() for folder in teachers] == before
     (newest,) = sorted((config.output / "checkpoints").glob("*.pt"))[-1:]
     checkpoint = torch.load(newest, weights_only=True)
@@ -347,6 +347,17 @@ def test_a_store_of_other_teachers_is_refused_by_name(scenes, teachers, store, s
     assert str(saved_model) in told and teachers[1] in told
     right = DistilConfig(store=str(store), teachers=tuple(reversed(teachers)))
     quietly(config_of(scenes, tmp_path / "run", distil=right, stages=(StageConfig(epochs=1),)))
+
+
+def test_a_teacher_that_takes_other_pictures_by_now_is_refused_by_name(scenes, teachers, store, tmp_path):
+    changed = shutil.copytree(teachers[0], tmp_path / "changed")
+    text = (changed / "config.json").read_text()
+    (changed / "config.json").write_text(text.replace('"mean": [\n        0.4,', '"mean": [\n        0.3,', 1))
+    assert (changed / "config.json").read_text() != text
+    told = refused(
+        config_of(scenes, tmp_path / "run", distil=DistilConfig(store=str(store), teachers=(str(changed), teachers[1])))
+    )
+    assert "mean: (0.4, 0.5, 0.6) in the store -> (0.3, 0.5, 0.6) by now" in told and "has other weights" not in told
 
 
 def test_a_store_of_another_data_set_is_refused(store, tmp_path):

@@ -7,13 +7,13 @@ others need can be imported from here.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cliplet.config import AugmentConfig
+from cliplet.config import AugmentConfig, PreprocessConfig
 from cliplet.console import progress_bar
 from cliplet.data.records import Records
 from cliplet.data.shards import PART, VERIFIED, in_order, threads
@@ -90,13 +90,19 @@ class TeacherStore:
         _check_files(folder, manifest)
         return cls(folder, manifest)
 
-    def refuse_others(self, teachers: Sequence[tuple[str, str]], augment: AugmentConfig | None) -> None:
+    def refuse_others(
+        self,
+        teachers: Sequence[tuple[str, str]],
+        augment: AugmentConfig | None,
+        preprocess: Mapping[str, PreprocessConfig] | None = None,
+    ) -> None:
         """Raises DataError, naming every difference, where a run asks for other teachers or views than the store's.
 
         `teachers`: name and sha256 of the weights ("" where it is not known) of each, in any order; none: whichever
-        the store has. `augment`: what the run draws its views from, None where it draws none.
+        the store has. `augment`: what the run draws its views from, None where it draws none. `preprocess`: how
+        teachers take their pictures by now, by name, as far as that is known.
         """
-        lines = _other_teachers(self.teachers, teachers) if teachers else []
+        lines = _other_teachers(self.teachers, teachers, preprocess or {}) if teachers else []
         hints = [f"Name the store's teachers: {', '.join(one.name for one in self.teachers)}."] if lines else []
         if augment is not None:
             stored, asked = self.settings.augment.model_dump(mode="json"), augment.model_dump(mode="json")
@@ -157,7 +163,9 @@ def _checked(folder: Path, known: dict[str, Stamp], file: tuple[str, str, int | 
     return now
 
 
-def _other_teachers(stored: Sequence[TeacherInfo], asked: Sequence[tuple[str, str]]) -> list[str]:
+def _other_teachers(
+    stored: Sequence[TeacherInfo], asked: Sequence[tuple[str, str]], preprocess: Mapping[str, PreprocessConfig]
+) -> list[str]:
     """What differs between a store's teachers and those that are asked for, a line each."""
     lines, left, unmet = [], list(stored), []
     for name, weights in asked:
@@ -165,6 +173,7 @@ def _other_teachers(stored: Sequence[TeacherInfo], asked: Sequence[tuple[str, st
         same += [one for one in left if one.name == name and not (weights and one.weights)]
         if same:
             left.remove(same[0])
+            lines += _other_pictures(same[0], name, preprocess.get(name))
         else:
             unmet.append(name)
     for name in unmet:
@@ -175,6 +184,13 @@ def _other_teachers(stored: Sequence[TeacherInfo], asked: Sequence[tuple[str, st
         else:
             lines.append(f"teacher {name}: is not in the store")
     return lines + [f"teacher {one.name}: is in the store, and not asked for" for one in left]
+
+
+def _other_pictures(stored: TeacherInfo, name: str, now: PreprocessConfig | None) -> list[str]:
+    """What differs between the pictures that a teacher was shown and those it takes by now, a line each."""
+    keys = ("image_size", "mean", "std") if now else ()
+    pairs = [(key, getattr(stored, key), getattr(now, key)) for key in keys]
+    return [f"teacher {name}: {key}: {was} in the store -> {is_} by now" for key, was, is_ in pairs if was != is_]
 
 
 # Its end

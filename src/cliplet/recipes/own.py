@@ -7,6 +7,7 @@ from cliplet.config import (
     DataConfig,
     HeadConfig,
     ImageTowerConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     PreprocessConfig,
@@ -63,6 +64,25 @@ def scratch(name: str) -> RunConfig:
             text=TextTowerConfig(width=256, layers=4, heads=4, context_length=40),
             preprocess=PreprocessConfig(image_size=160),
         ),
+        optim=OptimConfig(image_lr=1e-3, text_lr=5e-4, head_lr=1e-3),
+        train=TrainConfig(batch_size=128, stages=(StageConfig(epochs=20),)),
+    )
+
+
+@recipe_named("student", parameters=16.8)
+def student(name: str) -> RunConfig:
+    """A small student from scratch that learns from a teacher's features and similarities: name a teacher or a store."""
+    return RunConfig(
+        name=name,
+        data=DataConfig(captions_per_image=2),
+        augment=AugmentConfig(crop_scale=(0.5, 1.0)),
+        model=ModelConfig(
+            embed_dim=512,
+            image=ImageTowerConfig(name="resnet18", train_batch_norm=True),
+            text=TextTowerConfig(width=256, layers=4, heads=4, context_length=40),
+            preprocess=PreprocessConfig(image_size=96),
+        ),
+        loss=LossConfig(feature=2.0, logit=1.0),
         optim=OptimConfig(image_lr=1e-3, text_lr=5e-4, head_lr=1e-3),
         train=TrainConfig(batch_size=128, stages=(StageConfig(epochs=20),)),
     )

@@ -84,7 +84,7 @@ def profile_data(config: RunConfig, say: Callable[[str], None] = lambda message:
     records = source.select(config.data.train_split)[: config.data.max_images]
     torch.manual_seed(config.train.seed)
     refuse_bad_lessons(config)
-    teaching = open_teaching(config, records, device, precision, say)
+    teaching = open_teaching(config, records, device, say)
     state = begin(config, records, device, precision, say, teaching)
     say(f"measuring: three times up to {SECONDS:.0f} s")
     start = time.perf_counter()

@@ -88,7 +88,7 @@ def _train(config: RunConfig, ranks: Ranks, resume: bool, command: str, console:
         keep_memory()
     source, train_records, val_records = _read(config, say)
     refuse_bad_lessons(config)
-    teaching = open_teaching(config, train_records, device, precision, say)
+    teaching = open_teaching(config, train_records, device, say)
     circumstances = {
         "precision": precision,
         "training data": _fingerprint(train_records),

@@ -169,16 +169,26 @@ def identity(source: str | Path) -> tuple[str, str]:
         raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
+def known_preprocess(source: str | Path) -> PreprocessConfig | None:
+    """How a teacher takes its pictures, where its model folder says so; None where it would have to be opened."""
+    folder = _folder(str(source))
+    return model_folder.read_description(folder).model.preprocess if model_folder.is_model_folder(folder) else None
+
+
+def _folder(source: str) -> Path:
+    """A model folder, or the one of a run's best model."""
+    folder = Path(source)
+    inner = folder / "model"
+    return inner if not model_folder.is_model_folder(folder) and model_folder.is_model_folder(inner) else folder
+
+
 def _weights_file(source: str) -> Path:
     """Where a source's weights lie, if in a local file."""
     if source.startswith(OPEN_CLIP):
         file = Path(source.removeprefix(OPEN_CLIP).partition("/")[2])
         # A bare word is a tag, even where a file is called so.
         return file if len(file.parts) > 1 or file.suffix in SUFFIXES else Path()
-    folder = Path(source)
-    if not model_folder.is_model_folder(folder) and model_folder.is_model_folder(folder / "model"):
-        folder = folder / "model"
-    return folder / model_folder.WEIGHTS
+    return _folder(source) / model_folder.WEIGHTS
 
 
 class _Ours:

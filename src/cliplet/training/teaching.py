@@ -16,7 +16,8 @@ from cliplet.data.records import Records
 from cliplet.data.teacher_store import StoredTargets, TeacherInfo, TeacherStore
 from cliplet.errors import TrainingError
 from cliplet.training.objective import TAUGHT_TERMS, loss_in_stage, weights_of
-from cliplet.training.teachers import LiveTeachers, identity
+from cliplet.training.optim import choose_precision
+from cliplet.training.teachers import LiveTeachers, identity, known_preprocess
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ def is_taught(loss: LossConfig) -> bool:
 
 
 def open_teaching(
-    config: RunConfig, records: Records, device: torch.device, precision: str, say: Callable[[str], None]
+    config: RunConfig, records: Records, device: torch.device, say: Callable[[str], None]
 ) -> Teaching | None:
-    """The teachers that a run names, ready for its training records; None for a run without.
+    """The teachers that a run names, ready for its training records; None for a run without. Live ones compute in bf16
+    where the device is fast at it.
 
     Raises ModelError for teachers that cannot be opened, DataError for a store that is not whole, or made for other
     teachers, data or views.
@@ -56,6 +58,7 @@ def open_teaching(
         return None
     if config.distil.store:
         return _stored(config, records, say)
+    precision = choose_precision("auto", device)  # as stores have it; the student's own may be chosen for other reasons
     live = LiveTeachers(config.distil.teachers, records, device, precision)
     names = ", ".join(f"{one.name} {one.weights[:12]}".strip() for one in live.infos)
     say(f"teachers in every step, in {precision}: {', '.join(map(_described, live.infos))}")
@@ -66,7 +69,9 @@ def _stored(config: RunConfig, records: Records, say: Callable[[str], None]) -> 
     store = TeacherStore.open(Path(config.distil.store))
     taught = [stage for stage in config.train.stages if is_taught(loss_in_stage(config, stage))]
     augmented = any(stage.augment for stage in taught)
-    store.refuse_others([identity(name) for name in config.distil.teachers], config.augment if augmented else None)
+    names = config.distil.teachers
+    known = {name: preprocess for name in names if (preprocess := known_preprocess(name))}
+    store.refuse_others([identity(name) for name in names], config.augment if augmented else None, known)
     targets = store.aligned(records)
     if augmented and not store.settings.augmentations:
         raise TrainingError(
