@@ -78,7 +78,7 @@ def step(setup: Setup, batch: int, rounds: int, seconds: float) -> bool:
     }
     students = {}
     for name, one in configs.items():
-        teaching = open_teaching(one, records, setup.device, setup.precision, print)
+        teaching = open_teaching(one, records, setup.device, print)
         students[name] = Student(one, records, setup, setup.precision, teaching, 1.0)
     found: dict[str, list[Round]] = {name: [] for name in students}
     names = list(students)

@@ -74,7 +74,7 @@ class Ours:
         self.trainer = Trainer(config, state, device, self.precision, {}, records, records, Quarantine(), ranks)
         self.trainer.chunk_size = choose_chunk_size(self.trainer, silent)
         self.model, self.optimizer, self.stage = state.model.train(), state.optimizer, stage
-        ranks.as_first_(self.model)
+        ranks.as_first_(self.model.state_dict().values())
         if config.train.sync_batch_norm and ranks.size > 1:
             normalise_over_ranks(self.model)
         set_trainable(self.model, stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ print(image @ text.T)
 ## Limits
 
 It knows what its training captions speak of, in their language, and has learnt their biases too. The weights may be
-bound to the licences of the data and of the pretrained towers named above.
+bound to the licences of the data, of the pretrained towers and of the teachers named above.
 """
 
 RESULTS = """\
@@ -72,19 +73,25 @@ The sum of all six recalls is {rsum:.1f}.
 """
 
 
-def model_card(config: RunConfig, parameters: int, metrics: dict[str, float], command: str) -> str:
-    """The card's Markdown, with the front matter that hubs read. `metrics`: from `retrieval_metrics`, or empty."""
+def model_card(
+    config: RunConfig, parameters: int, metrics: dict[str, float], command: str, teachers: Sequence[str] = ()
+) -> str:
+    """The card's Markdown, with the front matter that hubs read. `metrics`: from `retrieval_metrics`, or empty;
+    `teachers`: the names of those it learnt from."""
     model, text = config.model, config.model.text
     data = Path(config.data.path).name
     start = config.train.start_from
     image_start = start or " or ".join(model.image.weights) or "random weights"
     text_start = start or " or ".join(text.sources) or "random weights"
+    facts = [f"| recipe | {config.name} |", f"| data | {data}, split {config.data.train_split} |"]
+    if teachers:
+        facts.append(f"| taught by | {', '.join(teachers)} |")
     return CARD.format(
         name=config.name,
         **_shape(model, parameters),
         image_tower=f"{_image_tower(model.image)}, started from {image_start}",
         text_tower=f"{TEXT_TOWERS[text.kind]}, started from {text_start}",
-        facts=f"| recipe | {config.name} |\n| data | {data}, split {config.data.train_split} |",
+        facts="\n".join(facts),
         results=_results(metrics, data, config.data.val_split) if metrics else "",
         command=command or "cliplet.train(config), with the configuration below",
         configuration=to_yaml(config),

@@ -215,6 +215,7 @@ def test_a_run_learns_from_a_store_whose_teachers_are_gone(scenes, teachers, tmp
     first = lines[0]
     weighed = first["loss_info_nce"] + 2 * first["loss_feature"] + 0.2 * first["loss_affinity"]
     assert first["loss"] == pytest.approx(weighed, rel=1e-5)
+    assert f"| taught by | {copies[0]}, {copies[1]} |" in (run.model_folder / "README.md").read_text()
     saved = load_file(run.model_folder / "model.safetensors")
     assert set(saved) == set(DualEncoder.from_pretrained(run.model_folder).state_dict())
     assert not any("projection" in name for name in saved)

@@ -168,8 +168,7 @@ class TrainLoader:
         image = self.records.image(row)
         if image in self.quarantine:
             return False
-        if work.targets is not None and (reason := work.targets.reason(row)):
-            self.quarantine.add(image, reason)
+        if work.targets is not None and work.targets.reason(row):
             return False
         if work.image_features is not None and not work.image_features.good_N[row]:
             return False

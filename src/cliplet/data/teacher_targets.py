@@ -39,6 +39,11 @@ class StoredTargets:
     def __len__(self) -> int:
         return len(self._at.shard_N)
 
+    @property
+    def reasons(self) -> dict[int, str]:
+        """By row, why pictures have no embeddings."""
+        return self._at.reasons
+
     def reason(self, row: int) -> str | None:
         """Why a picture has no embeddings; None where it has."""
         return self._at.reasons.get(row)

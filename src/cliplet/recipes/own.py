@@ -71,7 +71,7 @@ def scratch(name: str) -> RunConfig:
 
 @recipe_named("student", parameters=16.8)
 def student(name: str) -> RunConfig:
-    """A small student from scratch that learns from a teacher's features and similarities: name a teacher or a store."""
+    """A small student from scratch, taught by the features and similarities of a teacher or store that you name."""
     return RunConfig(
         name=name,
         data=DataConfig(captions_per_image=2),

@@ -16,7 +16,7 @@ from cliplet.training.run_log import read_log
 from cliplet.training.stages import stage_at
 from cliplet.training.start import start_model
 from cliplet.training.teaching import is_taught
-from cliplet.training.trainer import TRAINED_SHARE, save_best
+from cliplet.training.trainer import TRAINED_SHARE
 
 if TYPE_CHECKING:
     from cliplet.training.trainer import Trainer
@@ -35,7 +35,9 @@ def finish(trainer: Trainer, command: str, say: Say) -> Evaluation:
     folder, parameters = config.output, state.model.count_parameters()
     if ranks.first:
         with trainer.averaged():
-            state.model.save_pretrained(folder / "last", card=model_card(config, parameters, {}, command))
+            state.model.save_pretrained(
+                folder / "last", card=model_card(config, parameters, {}, command, trainer.taught_by)
+            )
     # Other machines do not see rank 0's folder.
     best = DualEncoder.from_pretrained(folder / "model").to(trainer.device) if ranks.first else state.model
     ranks.as_first_(best.state_dict().values())
@@ -45,7 +47,7 @@ def finish(trainer: Trainer, command: str, say: Say) -> Evaluation:
     if config.train.wise_ft and share is None:
         best, evaluation, share = _mixed(trainer, best, evaluation, say)
     if ranks.first:
-        save_best(best.cpu(), config, state.best["epoch"], evaluation.metrics, command, share)
+        trainer.save_best(best.cpu(), evaluation.metrics, command, share)
         _report(trainer, evaluation, command)
         if state.skipped:
             say(f"steps that changed nothing, for they gave no finite numbers: {state.skipped:,}")

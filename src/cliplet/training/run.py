@@ -116,6 +116,9 @@ def _train(config: RunConfig, ranks: Ranks, resume: bool, command: str, console:
 
     quarantine = _prepared_folder(config, ranks, resumed)
     quarantine.extend(source.problems)
+    if teaching and teaching.targets:  # now, for a stage without teachers must not show them first
+        for row, reason in teaching.targets.reasons.items():
+            quarantine.add(train_records.image(row), reason)
     captions = int(train_records.caption_counts().sum())
     if captions > MANY_CAPTIONS:
         say(f"tokenizing {captions:,} captions, once")

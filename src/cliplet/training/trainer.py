@@ -324,7 +324,7 @@ class Trainer:
             if best:
                 self.state.best = {"epoch": self.state.epoch, "metrics": metrics}
                 if self.ranks.first:
-                    save_best(self.state.model, self.config, self.state.epoch, metrics)
+                    self.save_best(self.state.model, metrics)
         log.validation(self.global_step, self.state.epoch, self.epochs, metrics, best)
 
     def averaged(self) -> AbstractContextManager:
@@ -366,20 +366,20 @@ class Trainer:
         )
         self.checkpoints.save(checkpoint, self.global_step)
 
+    def save_best(
+        self, model: DualEncoder, metrics: dict[str, float], command: str = "", trained_share: float | None = None
+    ) -> None:
+        """Writes the run's best model with its card and what was measured. `trained_share`: of its weights, the rest
+        being the starting model's, where they are a mixture."""
+        config, split = self.config, self.config.data.val_split
+        epoch = self.state.best["epoch"]
+        measured = {"data": Path(config.data.path).name, "split": split, "epoch": epoch, "retrieval": metrics}
+        if trained_share is not None:
+            measured[TRAINED_SHARE] = trained_share
+        card = model_card(config, model.count_parameters(), metrics, command, self.taught_by)
+        model.save_pretrained(config.output / "model", card, measured)
 
-def save_best(
-    model: DualEncoder,
-    config: RunConfig,
-    epoch: int,
-    metrics: dict[str, float],
-    command: str = "",
-    trained_share: float | None = None,
-) -> None:
-    """Writes the run's best model with its card and what was measured. `trained_share`: of its weights, the rest being
-    the starting model's, where they are a mixture."""
-    split = config.data.val_split
-    measured = {"data": Path(config.data.path).name, "split": split, "epoch": epoch, "retrieval": metrics}
-    if trained_share is not None:
-        measured[TRAINED_SHARE] = trained_share
-    card = model_card(config, model.count_parameters(), metrics, command)
-    model.save_pretrained(config.output / "model", card, measured)
+    @property
+    def taught_by(self) -> list[str]:
+        """The names of the run's teachers."""
+        return [teacher.name for teacher in self.teaching.teachers] if self.teaching else []
