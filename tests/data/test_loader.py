@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cliplet.config import AugmentConfig, DataConfig
-from cliplet.data.loader import Buffers, TrainLoader, default_workers, drawn_without_repeat
+from cliplet.data.buffers import Buffers
+from cliplet.data.loader import TrainLoader, default_workers, drawn_without_repeat
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
 from cliplet.errors import DataError

@@ -132,6 +132,19 @@ def train_lines(output: Path) -> list[dict]:
     return [line for line in lines if line["kind"] == "train"]
 
 
+def loader_of(records, tokenizer, augment=AUGMENT) -> TrainLoader:
+    return TrainLoader(
+        records,
+        tokenizer,
+        batch_size=8,
+        image_size=32,
+        data=DataConfig(captions_per_image=2, workers=1),
+        augment=augment,
+        seed=0,
+        quarantine=Quarantine(),
+    )
+
+
 # Both ways teach the same
 
 
@@ -142,16 +155,7 @@ def test_stored_and_live_teachers_give_the_same_losses_and_gradients(scenes, tea
     live = LiveTeachers(teachers, records, CPU, "fp32")
     torch.manual_seed(0)
     model = DualEncoder.build(student(), records.captions()).eval()  # dropout has no part in this
-    loader = TrainLoader(
-        records,
-        model.tokenizer,
-        batch_size=8,
-        image_size=32,
-        data=DataConfig(captions_per_image=2, workers=1),
-        augment=AUGMENT,
-        seed=0,
-        quarantine=Quarantine(),
-    )
+    loader = loader_of(records, model.tokenizer)
     found = {}
     for augmented in (True, False):
         for stored in loader.epoch(0, augmented=augmented, targets=targets, teacher_sizes=live.sizes):
@@ -174,16 +178,7 @@ def test_a_store_shows_its_own_views_and_all_of_them(scenes, teachers, store):
     records = read_source(str(scenes)).select("train")
     targets = TeacherStore.open(store).aligned(records)
     model = DualEncoder.build(student(), records.captions())
-    loader = TrainLoader(
-        records,
-        model.tokenizer,
-        batch_size=8,
-        image_size=32,
-        data=DataConfig(workers=1),
-        augment=AugmentConfig(crop_scale=(0.1, 0.2)),  # not these
-        seed=0,
-        quarantine=Quarantine(),
-    )
+    loader = loader_of(records, model.tokenizer, AugmentConfig(crop_scale=(0.1, 0.2)))  # not these
     even = LiveTeachers(teachers[1:], records, CPU, "fp32").teachers[0]
     seen = set()
     for epoch in range(6):
@@ -405,16 +400,7 @@ def test_a_picture_that_is_another_by_now_ends_the_run(scenes, teachers, tmp_pat
     records = read_source(str(data)).select("train")
     targets = TeacherStore.open(store).aligned(records)
     shutil.copy(records.image(3), records.image(4))
-    loader = TrainLoader(
-        records,
-        DualEncoder.build(student(), records.captions()).tokenizer,
-        batch_size=8,
-        image_size=32,
-        data=DataConfig(workers=1),
-        augment=AUGMENT,
-        seed=0,
-        quarantine=Quarantine(),
-    )
+    loader = loader_of(records, DualEncoder.build(student(), records.captions()).tokenizer)
     with pytest.raises(DataError, match="is another picture than the one of that name"):
         list(islice(loader.epoch(0, targets=targets), 3))
 
@@ -445,15 +431,6 @@ def test_a_batch_of_frozen_features_still_brings_pixels_for_live_teachers(scenes
 def test_batches_hold_nothing_of_teachers_without_any(scenes):
     records = read_source(str(scenes)).select("train")
     model = DualEncoder.build(student(), records.captions())
-    loader = TrainLoader(
-        records,
-        model.tokenizer,
-        batch_size=8,
-        image_size=32,
-        data=DataConfig(workers=1),
-        augment=AUGMENT,
-        seed=0,
-        quarantine=Quarantine(),
-    )
+    loader = loader_of(records, model.tokenizer)
     batch = next(loader.epoch(0))
     assert batch.teachers == () and batch.teacher_pixels == {} and replace(batch).teachers == ()

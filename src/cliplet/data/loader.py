@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ import torch
 
 from cliplet.config import AugmentConfig, DataConfig
 from cliplet.data.batch import Batch, as_tensor, drawn_without_repeat
+from cliplet.data.buffers import Buffers
 from cliplet.data.feature_store import FeatureStore
 from cliplet.data.images import MAX_BYTES, decode
 from cliplet.data.places import read_bytes
@@ -148,7 +148,7 @@ class TrainLoader:
         view_draws = draws[:, :DRAWS_A_VIEW]
         batch = _Unfinished(step, whole, rows_B, view_draws.tolist(), colours.tolist(), draws[:, DRAWS_A_VIEW:])
         if work.targets is not None:
-            batch.numbers_B = _view_numbers(work.targets, view_draws[:, 0], work.augmented)
+            batch.numbers_B = work.targets.numbers(view_draws[:, 0], work.augmented)
         for size in work.sizes:
             batch.pixels[size] = self._buffer(size).take()
         if work.sizes:
@@ -264,16 +264,6 @@ class TrainLoader:
                 batch.rows_B[at], good_B[at] = found, True
 
 
-def _view_numbers(targets: StoredTargets, draws_B: np.ndarray, augmented: bool) -> np.ndarray:
-    """(B,) which of its stored views each picture shows, by a uniform number in [0, 1)."""
-    random = targets.views if targets.whole is None else targets.views - 1
-    if augmented and random:
-        return (draws_B * random).astype(np.int64)
-    if augmented or targets.whole is None:
-        raise DataError(f"{'augmented' if augmented else 'whole'} pictures are wanted, of which the store has none")
-    return np.full(len(draws_B), targets.whole, np.int64)
-
-
 def _taught(
     targets: StoredTargets, rows_B: np.ndarray, numbers_B: np.ndarray, caption_rows_C: np.ndarray
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
@@ -310,25 +300,6 @@ class _Unfinished:
     numbers_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # of stored views
     pixels: dict[int, torch.Tensor] = field(default_factory=dict)  # by side length, (B, S, S, 3) uint8, being filled
     tasks: list[Future[list[bool]]] = field(default_factory=list)
-
-
-class Buffers:
-    """Memory for batches, which is used again when nobody holds the batch any more.
-
-    The system clears fresh memory page by page when it is first written to, which takes a quarter of the time of the
-    resampling that fills it.
-    """
-
-    def __init__(self, shape: tuple[int, ...]):
-        self._shape = shape
-        self._free: list[np.ndarray] = []
-
-    def take(self) -> torch.Tensor:
-        """A tensor of bytes, its values whatever they were."""
-        buffer = self._free.pop() if self._free else np.empty(self._shape, np.uint8)
-        lent = buffer[:]  # lives as long as any tensor on this memory
-        weakref.finalize(lent, self._free.append, buffer).atexit = False
-        return torch.from_numpy(lent)
 
 
 class StageTimes:

@@ -14,7 +14,6 @@ appearance, T width of a teacher. A picture without embeddings has a reason, and
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -260,12 +259,3 @@ def is_done(folder: Path, stem: str) -> bool:
 def done_shards(folder: Path, manifest: StoreManifest) -> list[str]:
     """The stems of the planned shards that are there."""
     return [stem for stem in manifest.stems if is_done(folder, stem)]
-
-
-def file_sha256(file: Path) -> str:
-    """Of a file's content. Raises OSError."""
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

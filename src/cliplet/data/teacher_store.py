@@ -27,7 +27,6 @@ from cliplet.data.teacher_shards import (
     TeacherInfo,
     distinct_captions,
     done_shards,
-    file_sha256,
     is_done,
     read_index,
     shard_pictures,
@@ -36,7 +35,7 @@ from cliplet.data.teacher_shards import (
 )
 from cliplet.data.teacher_targets import StoredTargets
 from cliplet.errors import DataError
-from cliplet.files import written_beside
+from cliplet.files import file_sha256, written_beside
 
 __all__ = [
     "VIEW_NUMBERS",

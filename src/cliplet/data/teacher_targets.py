@@ -48,6 +48,17 @@ class StoredTargets:
         """Why a picture has no embeddings; None where it has."""
         return self._at.reasons.get(row)
 
+    def numbers(self, draws_B: np.ndarray, augmented: bool) -> np.ndarray:
+        """(B,) which of its views each of some pictures shows, by a uniform number in [0, 1); not `augmented`, whole
+        pictures. Raises DataError where the store has none of that kind."""
+        random = self.views if self.whole is None else self.views - 1
+        if augmented and random:
+            return (draws_B * random).astype(np.int64)
+        if augmented or self.whole is None:
+            kind = "augmented" if augmented else "whole"
+            raise DataError(f"{self._folder}: {kind} pictures are wanted, of which the store has none")
+        return np.full(len(draws_B), self.whole, np.int64)
+
     def view(self, row: int, number: int) -> np.ndarray:
         """(8,) float32: the numbers of a picture's view."""
         return self._arrays(int(self._at.shard_N[row]))["views"][self._at.row_N[row], number]

@@ -84,7 +84,7 @@ def student(name: str) -> RunConfig:
         ),
         loss=LossConfig(feature=2.0, logit=1.0),
         optim=OptimConfig(image_lr=1e-3, text_lr=5e-4, head_lr=1e-3),
-        train=TrainConfig(batch_size=128, stages=(StageConfig(epochs=20),)),
+        train=TrainConfig(batch_size=128, stages=(StageConfig(epochs=12),)),
     )
 
 

@@ -20,8 +20,9 @@ from cliplet import model_folder
 from cliplet.config import PreprocessConfig
 from cliplet.data.batch import Batch
 from cliplet.data.records import Records
-from cliplet.data.teacher_shards import TeacherInfo, file_sha256
+from cliplet.data.teacher_shards import TeacherInfo
 from cliplet.errors import ModelError, TrainingError
+from cliplet.files import file_sha256
 from cliplet.models import DualEncoder
 from cliplet.models.open_clip_weights import SUFFIXES
 from cliplet.models.pretrained import open_model

@@ -23,6 +23,7 @@ from cliplet.data.shards import (
     threads,
 )
 from cliplet.errors import DataError
+from cliplet.files import file_sha256
 
 WORKERS = 4  # hashing waits for the disk, and releases Python's lock
 AHEAD = 8  # shards read before they are wanted
@@ -79,7 +80,7 @@ def _read_shard(folder: Path, known: Stamps, shard: Shard) -> tuple[ShardScan, l
     try:
         status = file.stat()
         stamp: list[int | str] = [status.st_size, status.st_mtime_ns, shard.sha256]
-        whole = known.get(shard.name) == stamp or (status.st_size == shard.bytes and _sha256(file) == shard.sha256)
+        whole = known.get(shard.name) == stamp or (status.st_size == shard.bytes and file_sha256(file) == shard.sha256)
     except OSError as error:
         scan.problem(label, f"cannot be read: {error.strerror}; its {shard.pictures:,} pictures are left out")
         return scan, None
@@ -130,11 +131,3 @@ def _index(folder: Path, shard: Shard) -> Iterator[tuple[Sample, str]]:
         if not (0 <= offset <= offset + size <= shard.bytes and "".join(captions)):  # raises where these are no texts
             raise ValueError("it leads out of the shard")
         yield Sample(entry["name"], offset, size, captions), entry["sha256"]
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
