@@ -296,7 +296,7 @@ def test_names_are_as_short_as_tells_pictures_apart(tmp_path):
         return picture_names(Records.of(ImageText(place, ("a",)) for place in places))
 
     assert named("/d/a.jpg", "/d/b.jpg") == (["a.jpg", "b.jpg"], 1)
-    assert named("/d/x/a.jpg", "/d/y/a.jpg", "c.jpg") == (["x/a.jpg", "y/a.jpg", "c.jpg"], 2)
+    assert named("/d/x/a.jpg", "/d/y/a.jpg", "/c.jpg") == (["x/a.jpg", "y/a.jpg", "/c.jpg"], 2)
     assert named("/d/a.jpg", "/d/a.jpg") == (["a.jpg", "a.jpg"], 1)
     tars = tar_member("s/0.tar", "p/1.jpg", 512, 9), tar_member("s/1.tar", "p/1.jpg", 512, 9)
     assert named(*tars) == (["0.tar/p/1.jpg", "1.tar/p/1.jpg"], 3)
@@ -305,6 +305,15 @@ def test_names_are_as_short_as_tells_pictures_apart(tmp_path):
     moved = Records.of([ImageText("/elsewhere/x/a.jpg", ("a",))])
     assert names_with(moved, 2) == ["x/a.jpg"]
     assert names_with(moved, 9) == ["/elsewhere/x/a.jpg"]
+
+
+def test_names_do_not_depend_on_how_the_data_are_named(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path / "d")
+    spellings = [("./1.jpg", "sub/1.jpg"), ("1.jpg", "./sub/1.jpg"), ("../d/1.jpg", str(tmp_path / "d/sub/1.jpg"))]
+    for places in spellings:
+        names = picture_names(Records.of(ImageText(place, ("a",)) for place in places))
+        assert names == (["d/1.jpg", "sub/1.jpg"], 2)
 
 
 def test_folders_with_equal_file_names_are_told_apart_and_may_move(tmp_path):

@@ -89,7 +89,8 @@ def batch_of(model: DualEncoder, pictures: int, seed: int = 0) -> Batch:
 
 def taught(batch: Batch, widths: Sequence[int]) -> Batch:
     """The batch with what teachers of these widths may say of it."""
-    generator = torch.Generator().manual_seed(len(batch))
+    assert batch.pixels_B3HW is not None
+    generator = torch.Generator().manual_seed(int(batch.pixels_B3HW.sum()))
     counts = len(batch), len(batch.caption_image_C)
     teachers = [[F.normalize(torch.randn(rows, width, generator=generator)) for rows in counts] for width in widths]
     return replace(batch, teachers=tuple((image, text) for image, text in teachers))

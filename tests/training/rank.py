@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from engine import LOSSES, TAUGHT, batch_of, build, distillation_of, gradients_of, sgd, shared_out, taught
 from safetensors.torch import save_file
+from torch import nn
 
 from cliplet.training.averages import WeightAverage
 from cliplet.training.batch_norm import normalise_over_ranks
@@ -36,7 +37,9 @@ def run(ranks: Ranks, settings: dict) -> dict[str, torch.Tensor]:
             model,
             sgd(model, distillation),
             chunk_size=settings.get("chunk_size"),
-            sam=Sam(model, 0.3) if settings.get("sam") else None,
+            sam=Sam(nn.ModuleList([model, *([distillation] if distillation else [])]), 0.3)
+            if settings.get("sam")
+            else None,
             clip_norm=settings.get("clip_norm"),
             ranks=ranks,
             average=WeightAverage(model, 0.9),

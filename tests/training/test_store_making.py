@@ -355,7 +355,8 @@ def test_the_command_says_what_was_stored_and_what_comes_next(photos, saved_mode
     said = capsys.readouterr().out
     assert "11 pictures with 3 views each, " in said and "1 teacher, 3 shards; 1 picture left out" in said
     assert "GB per million pictures" in said and "pictures/s" in said and "1 bad records" in said
-    assert f"next: cliplet train RECIPE --data.path {photos} --distil.store '{out}'" in said
+    flags = "--augment.crop-scale 0.5 1.0 --augment.crop-ratio 0.75 1.3333333333333333 --augment.flip 0.0"
+    assert f"next: cliplet train RECIPE --data.path {photos} --distil.store '{out}' {flags}" in said
     manifest = StoreManifest.read(out)
     augment = AugmentConfig(crop_scale=(0.5, 1.0), flip=0.0)
     assert manifest.settings == StoreSettings(2, True, augment, "int8", "train", 3, None)
@@ -379,7 +380,10 @@ def test_a_recipe_gives_what_is_not_said(photos, saved_model, tmp_path, capsys, 
     augment = AugmentConfig(crop_scale=(0.3, 0.6), flip=0.2)
     assert manifest.settings == StoreSettings(1, True, augment, "float16", "train+val", 0, 2)
     assert [info.name for info in manifest.teachers] == [str(saved_model)]
-    assert "next: cliplet train learns --data.path" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"next: cliplet train learns --data.path {photos} --distil.store {tmp_path / 'store'} " in said
+    # What comes next is accepted: what the store has otherwise than the recipe stands there, and no more.
+    assert said.strip().endswith(f"{tmp_path / 'store'} --data.samples 2 --augment.flip 0.2")
 
 
 def test_views_that_are_all_alike_are_told_of(photos, saved_model, tmp_path):

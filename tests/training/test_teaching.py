@@ -229,10 +229,11 @@ def test_teachers_are_in_no_optimiser_and_no_checkpoint(scenes, teachers, tmp_pa
     model = DualEncoder.from_pretrained(config.output / "last")
     assert set(checkpoint["model"]) == set(model.state_dict())
     assert {name: tuple(tensor.shape) for name, tensor in checkpoint["distillation"].items()} == {
-        "projections.0.weight": (40, 32)  # of the other width; the other teacher needs none
+        "projections.0.weight": (40, 32),
+        "projections.1.weight": (32, 32),
     }
     own = sum(1 for _ in model.parameters())
-    assert len(checkpoint["optimizer"]["state"]) == own + 1
+    assert len(checkpoint["optimizer"]["state"]) == own + 2
 
 
 @contextmanager
@@ -276,6 +277,17 @@ def test_a_run_is_resumed_with_its_own_teachers_only(scenes, teachers, store, tm
         quietly(config.model_copy(update={"distil": DistilConfig(store=str(other))}), resume=True)
     moved = shutil.copytree(store, tmp_path / "moved")
     quietly(config.model_copy(update={"distil": DistilConfig(store=str(moved))}), resume=True)
+
+
+def test_a_live_teacher_that_takes_other_pictures_by_now_is_another(scenes, teachers, tmp_path):
+    copy = shutil.copytree(teachers[0], tmp_path / "copy")
+    config = config_of(scenes, tmp_path / "run", distil=DistilConfig(teachers=(str(copy),)))
+    with stopped_after(1), pytest.raises(ClipletError, match="stopped"):
+        quietly(config)
+    text = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(text.replace("0.4,", "0.3,", 1))
+    with pytest.raises(TrainingError, match="other circumstances:\n  teachers: "):
+        quietly(config, resume=True)
 
 
 def test_switched_off_a_teacher_leaves_no_trace(scenes, teachers, store, tmp_path):
@@ -343,6 +355,11 @@ def test_a_store_of_other_teachers_is_refused_by_name(scenes, teachers, store, s
     assert str(saved_model) in told and teachers[1] in told
     right = DistilConfig(store=str(store), teachers=tuple(reversed(teachers)))
     quietly(config_of(scenes, tmp_path / "run", distil=right, stages=(StageConfig(epochs=1),)))
+    shutil.copy(Path(teachers[1]) / "tokenizer.json", tmp_path)
+    other = shutil.copytree(teachers[0], tmp_path / "other")
+    shutil.copy(tmp_path / "tokenizer.json", other)
+    distil = DistilConfig(store=str(store), teachers=(str(other), teachers[1]))
+    assert f"teacher {other}: tokenizer: " in refused(config_of(scenes, tmp_path / "again", distil=distil))
 
 
 def test_a_teacher_that_takes_other_pictures_by_now_is_refused_by_name(scenes, teachers, store, tmp_path):

@@ -90,7 +90,8 @@ def distil_store(words: list[str]) -> None:
             command="cliplet distil-store " + shlex.join(words),
         )
     if result.rank == 0:
-        print(_summary(result, options.data, options.out, named or "RECIPE"))
+        print(_summary(result))
+        print(f"next: {_training(options, named, base, result.manifest.teachers)}")
 
 
 def _recipe_named(words: list[str]) -> str:
@@ -103,7 +104,26 @@ def _recipe_named(words: list[str]) -> str:
     return ""
 
 
-def _summary(result: Any, data: str, out: Path, recipe: str) -> str:
+def _training(options: Any, named: str, base: Any, teachers: Any) -> str:
+    """The command that trains from the store: the recipe, with what the store has otherwise."""
+    flags = ["--data.path", options.data, "--distil.store", str(options.out)]
+    if options.images:
+        flags += ["--data.images", str(options.images)]
+    if options.samples:
+        flags += ["--data.samples", str(options.samples)]
+    if options.split != base.data.train_split:
+        flags += ["--data.train-split", options.split]
+    if base.distil.teachers and {one.name for one in teachers} != set(base.distil.teachers):
+        flags += ["--distil.teachers", *(one.name for one in teachers)]
+    for key, value in options.augment.model_dump().items():
+        # Of a recipe that is not known, nothing can be taken for granted.
+        if not named or value != getattr(base.augment, key):
+            values = value if isinstance(value, tuple) else (value,)
+            flags += [f"--augment.{key.replace('_', '-')}", *map(str, values)]
+    return f"cliplet train {named or 'RECIPE'} {shlex.join(flags)}"
+
+
+def _summary(result: Any) -> str:
     """What the store holds, for the end of the command. `result`: a StoreResult."""
     manifest = result.manifest
     pictures = sum(shard.pictures for shard in manifest.shards)
@@ -121,8 +141,7 @@ def _summary(result: Any, data: str, out: Path, recipe: str) -> str:
         lines.append("The store was complete already; nothing was done.")
     if result.quarantine:
         lines.append(result.quarantine.summary())
-    following = f"cliplet train {recipe} --data.path {shlex.quote(data)} --distil.store {shlex.quote(str(out))}"
-    return "\n".join([*lines, f"next: {following}"])
+    return "\n".join(lines)
 
 
 def _counted(number: int, noun: str) -> str:

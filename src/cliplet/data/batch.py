@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,12 +50,12 @@ class Batch:
         return self.caption_image_C.device
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; the copy does not block where memory is pinned."""
-        pin = device.type == "cuda"
-        move = lambda tensor: (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)  # noqa: E731
-        return replace(
-            self, **{name: move(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        )
+        """The batch on a device, but for pixels of teachers, which those move as they go."""
+        parts: dict[str, Any] = {
+            name: moved(value, device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        teachers = tuple((moved(image, device), moved(text, device)) for image, text in self.teachers)
+        return replace(self, **parts, teachers=teachers)
 
     def chunks(self, number: int) -> list[Batch]:
         """The batch in so many parts, as even as can be: consecutive pictures, each with its captions and no more
@@ -83,6 +84,12 @@ class Batch:
             self.rows_B[pictures],
             self.caption_rows_C[captions],
         )
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device. The copy to a GPU goes from pinned memory, so that it waits for nothing."""
+    pin = device.type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
 
 
 def _part(tensor: torch.Tensor | None, where: slice | tuple[slice, ...]) -> torch.Tensor | None:

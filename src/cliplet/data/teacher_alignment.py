@@ -36,16 +36,19 @@ def names_with(records: Records, name_parts: int) -> list[str]:
 
 
 def _path(place: str) -> str:
-    """A place as a path without offsets, which change when a tar is made again: a member stands below its tar, a row
-    below its Arrow file."""
-    if os.sep != "/":
-        place = place.replace(os.sep, "/")
+    """A place as a whole path without offsets, which change when a tar is made again: a member stands below its tar, a
+    row below its Arrow file. However the data were named, `./a.jpg` or `../photos/a.jpg`, it is the same."""
     if "?" in place:
         if member := TAR_MEMBER.fullmatch(place):
-            return f"{member['file']}/{member['name']}"
+            return f"{_whole(member['file'])}/{member['name']}"
         if cell := ARROW_ROW.fullmatch(place):
-            return f"{cell['file']}/{cell['row']}"
-    return place
+            return f"{_whole(cell['file'])}/{cell['row']}"
+    return _whole(place)
+
+
+def _whole(file: str) -> str:
+    file = os.path.abspath(file)  # noqa: PTH100  # a Path takes ten times as long
+    return file if os.sep == "/" else file.replace(os.sep, "/")
 
 
 # The search

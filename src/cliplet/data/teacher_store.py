@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from cliplet.config import AugmentConfig, PreprocessConfig
+from cliplet.config import AugmentConfig
 from cliplet.console import progress_bar
 from cliplet.data.records import Records
 from cliplet.data.shards import PART, VERIFIED, in_order, threads
@@ -93,15 +93,15 @@ class TeacherStore:
         self,
         teachers: Sequence[tuple[str, str]],
         augment: AugmentConfig | None,
-        preprocess: Mapping[str, PreprocessConfig] | None = None,
+        facts: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
         """Raises DataError, naming every difference, where a run asks for other teachers or views than the store's.
 
         `teachers`: name and sha256 of the weights ("" where it is not known) of each, in any order; none: whichever
-        the store has. `augment`: what the run draws its views from, None where it draws none. `preprocess`: how
-        teachers take their pictures by now, by name, as far as that is known.
+        the store has. `augment`: what the run draws its views from, None where it draws none. `facts`: what is
+        known of teachers by now, by name: values of TeacherInfo's fields.
         """
-        lines = _other_teachers(self.teachers, teachers, preprocess or {}) if teachers else []
+        lines = _other_teachers(self.teachers, teachers, facts or {}) if teachers else []
         hints = [f"Name the store's teachers: {', '.join(one.name for one in self.teachers)}."] if lines else []
         if augment is not None:
             stored, asked = self.settings.augment.model_dump(mode="json"), augment.model_dump(mode="json")
@@ -163,7 +163,7 @@ def _checked(folder: Path, known: dict[str, Stamp], file: tuple[str, str, int | 
 
 
 def _other_teachers(
-    stored: Sequence[TeacherInfo], asked: Sequence[tuple[str, str]], preprocess: Mapping[str, PreprocessConfig]
+    stored: Sequence[TeacherInfo], asked: Sequence[tuple[str, str]], facts: Mapping[str, Mapping[str, object]]
 ) -> list[str]:
     """What differs between a store's teachers and those that are asked for, a line each."""
     lines, left, unmet = [], list(stored), []
@@ -172,7 +172,7 @@ def _other_teachers(
         same += [one for one in left if one.name == name and not (weights and one.weights)]
         if same:
             left.remove(same[0])
-            lines += _other_pictures(same[0], name, preprocess.get(name))
+            lines += _other_facts(same[0], name, facts.get(name, {}))
         else:
             unmet.append(name)
     for name in unmet:
@@ -185,11 +185,13 @@ def _other_teachers(
     return lines + [f"teacher {one.name}: is in the store, and not asked for" for one in left]
 
 
-def _other_pictures(stored: TeacherInfo, name: str, now: PreprocessConfig | None) -> list[str]:
-    """What differs between the pictures that a teacher was shown and those it takes by now, a line each."""
-    keys = ("image_size", "mean", "std") if now else ()
-    pairs = [(key, getattr(stored, key), getattr(now, key)) for key in keys]
-    return [f"teacher {name}: {key}: {was} in the store -> {is_} by now" for key, was, is_ in pairs if was != is_]
+def _other_facts(stored: TeacherInfo, name: str, now: Mapping[str, object]) -> list[str]:
+    """What differs between a teacher as it was and what is known of it by now, a line each."""
+    return [
+        f"teacher {name}: {key}: {was} in the store -> {now[key]} by now"
+        for key in now
+        if (was := getattr(stored, key)) != now[key]
+    ]
 
 
 # Its end

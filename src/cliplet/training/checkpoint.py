@@ -8,7 +8,7 @@ import io
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,9 @@ class Checkpoint:
     optimizer: dict[str, Any]  # state dict
     scaler: dict[str, Any]  # state dict
     averages: dict[str, Any]  # state dict of the average of the weights; empty without one
-    distillation: dict[str, Any]  # state dict of the student's projections; empty without teachers, who are not in it
     circumstances: dict[str, str]  # what the configuration leaves open but the result depends on: precision, data
     best: dict[str, Any]  # epoch and metrics of the best validation so far; empty before the first
+    distillation: dict[str, Any] = field(default_factory=dict)  # state dict of a student's projections to teachers
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -161,7 +161,8 @@ class Checkpoint:
         if refused:
             raise TrainingError(
                 "the run to resume began under other circumstances:\n  " + "\n  ".join(refused),
-                "Bring back the data, name the precision it had (--train.precision), or start anew in another folder.",
+                "Bring back the data and the teachers, name the precision it had (--train.precision), or start anew in "
+                "another folder.",
             )
         return [line for name, line in changed.items() if name in SAID_CIRCUMSTANCES]
 

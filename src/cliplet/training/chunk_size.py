@@ -12,13 +12,14 @@ from cliplet.data.batch import Batch
 from cliplet.errors import TrainingError
 from cliplet.training.batch_norm import running_statistics, stands_still
 from cliplet.training.memory import divisors, largest_chunk, what_would_fit
+from cliplet.training.objective import loss_in_stage, weights_of
 from cliplet.training.stages import set_trainable, trained_parameters
 from cliplet.training.step import autocast, embed
 
 if TYPE_CHECKING:
     from cliplet.training.trainer import Trainer
 
-LOGITS = 4  # matrices of the size of a batch's logits that its loss holds at once
+LOGITS = 4  # matrices of the size of a batch's logits that its loss holds at once, for each term that has such
 ADAM = 2  # numbers that AdamW keeps for each parameter
 CIRCUMSTANCE = "chunk size"  # under which a checkpoint keeps what was found
 
@@ -95,7 +96,8 @@ def _reserve(trainer: Trainer) -> int:
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     batch = trainer.loader.batch_size
     logits = batch * batch * trainer.config.data.captions_per_image * torch.float32.itemsize
-    return (1 if optimizer.state else 1 + ADAM) * trained + LOGITS * logits
+    terms = max(len(weights_of(loss_in_stage(trainer.config, stage))) for stage in trainer.config.train.stages)
+    return (1 if optimizer.state else 1 + ADAM) * trained + LOGITS * terms * logits
 
 
 def _attempt(trainer: Trainer, batch: Batch) -> Callable[[int], None]:

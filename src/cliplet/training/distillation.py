@@ -23,9 +23,10 @@ from cliplet.training.objective import NAME_A_TEACHER, TAUGHT_TERMS, Lesson, los
 class Distillation(nn.Module):
     """Turns teachers' features of a batch into a Lesson.
 
-    For the feature term, a student's features are mapped to the width of a teacher that has another: linearly, by
-    weights that train with the student and belong to the run, not to the model. Pictures and captions share them, for
-    they share a space.
+    For the feature term, a student's features are mapped to the space of a teacher of another width, or of each of
+    several: linearly, by weights that train with the student and belong to the run, not to the model. Without a map, a
+    mean of distances from several teachers would be the distance from the mean of their vectors, which means nothing.
+    Pictures and captions share a map, for they share a space.
     """
 
     def __init__(self, config: DistilConfig, teachers: Sequence[TeacherInfo], embed_dim: int):
@@ -33,7 +34,9 @@ class Distillation(nn.Module):
         self.config, self.teachers = config, tuple(teachers)
         self.projections = nn.ModuleList(
             [
-                nn.Identity() if one.embed_dim == embed_dim else nn.Linear(embed_dim, one.embed_dim, bias=False)
+                nn.Identity()
+                if one.embed_dim == embed_dim and len(teachers) == 1
+                else nn.Linear(embed_dim, one.embed_dim, bias=False)
                 for one in teachers
             ]
         )

@@ -106,6 +106,8 @@ def loss_terms(
             terms[name] = TERMS[name](output, caption_image_C, loss)
         elif lesson is None:
             raise TrainingError(f"loss.{name} has a weight, but there is no teacher", NAME_A_TEACHER)
+        elif name == "affinity" and lesson.affinity_scale is None and "logit" in terms:
+            terms[name] = terms["logit"]  # the same quantity
         else:
             terms[name] = TAUGHT_TERMS[name](output, caption_image_C, loss, lesson)
     return terms

@@ -51,6 +51,8 @@ class OpenClipTeacher:
         name, _, pretrained = source.partition("/")
         found = find_pretrained(name, pretrained)
         described = library(f"open_clip:{source}").get_model_config(name)
+        if not described:
+            raise ModelError(f"there is no OpenCLIP architecture {name!r}")
         described["quick_gelu"] = found.quick_gelu or described.get("quick_gelu", False)
         model = _built(name, described)
         self.preprocess = found.preprocess(_side_length(name, model.visual.image_size))

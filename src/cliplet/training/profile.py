@@ -85,6 +85,8 @@ def profile_data(config: RunConfig, say: Callable[[str], None] = lambda message:
     torch.manual_seed(config.train.seed)
     refuse_bad_lessons(config)
     teaching = open_teaching(config, records, device, say)
+    if teaching:
+        refuse_bad_lessons(config, teaching.teachers)
     state = begin(config, records, device, precision, say, teaching)
     say(f"measuring: three times up to {SECONDS:.0f} s")
     start = time.perf_counter()

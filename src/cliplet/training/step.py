@@ -18,7 +18,7 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cliplet.config import LossConfig
-from cliplet.data.batch import Batch
+from cliplet.data.batch import Batch, moved
 from cliplet.models import DualEncoder
 from cliplet.models.dual_encoder import Output
 from cliplet.training.averages import WeightAverage
@@ -201,8 +201,8 @@ class Stepper:
         most = max(pictures for pictures, _ in counts)
         number = 1 if self.chunk_size is None else math.ceil(most / self.chunk_size)
         chunks = [batch] if number == 1 else batch.chunks(number)
-        teachers = [(image_BT.to(self.device), text_CT.to(self.device)) for image_BT, text_CT in batch.teachers]
-        return Parts([chunk.to(self.device) for chunk in chunks], counts, teachers)
+        teachers = [(moved(image_BT, self.device), moved(text_CT, self.device)) for image_BT, text_CT in batch.teachers]
+        return Parts([replace(chunk, teachers=()).to(self.device) for chunk in chunks], counts, teachers)
 
     def _gradients(self, batches: Sequence[Parts], loss: LossConfig, seed: tuple[int, ...]) -> Gradients:
         """Unscaled gradients of the mean loss over the batches."""

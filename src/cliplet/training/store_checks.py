@@ -76,6 +76,8 @@ def refuse_other(
         differing.append(f"the data ({earlier.source}) has other pictures or captions")
     if differing:
         begun = f"It was begun by: {earlier.command}" if earlier.command else "Give the same command to go on with it"
+        if {info.precision for info in earlier.teachers} != {precision for _, _, precision in teachers}:
+            begun += f" (here with --precision {earlier.teachers[0].precision})"
         raise DataError(
             f"{out}: was begun otherwise: {'; '.join(dict.fromkeys(differing))}", f"{begun}, or name another folder."
         )

@@ -40,6 +40,7 @@ from cliplet.data.teacher_store import (
     distinct_captions,
     finish,
     is_done,
+    names_with,
     picture_names,
     shard_pictures,
     write_shard,
@@ -190,6 +191,8 @@ def make_store(
                 "Name another folder.",
             )
         names, name_parts = picture_names(records)
+        if earlier:
+            names = names_with(records, earlier.name_parts)
         planned = -(-len(records) // shard_pictures(len(records)))
         manifest = earlier or StoreManifest(
             pack_plan.source_name(data), mark, settings, infos, planned, command, name_parts
@@ -204,6 +207,7 @@ def make_store(
         if settings.views > 1 and not augments(settings.augment):
             say("the views of a picture are all alike, for nothing is augmented: --augmentations 1 would do")
         began = time.monotonic()
+        tell = tell if ranks.first else None  # two bars would write over each other
         work = _Work(out, manifest, records, names, opened, workers or default_workers(), tell)
         computed = work.write(missing[ranks.rank :: ranks.size])
         ranks.barrier()

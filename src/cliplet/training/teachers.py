@@ -18,7 +18,7 @@ from torch import nn
 
 from cliplet import model_folder
 from cliplet.config import PreprocessConfig
-from cliplet.data.batch import Batch
+from cliplet.data.batch import Batch, moved
 from cliplet.data.records import Records
 from cliplet.data.teacher_shards import TeacherInfo
 from cliplet.errors import ModelError, TrainingError
@@ -27,6 +27,7 @@ from cliplet.models import DualEncoder
 from cliplet.models.open_clip_weights import SUFFIXES
 from cliplet.models.pretrained import open_model
 from cliplet.runtime.engines import OPEN_CLIP
+from cliplet.runtime.tokenizer import Tokenizer
 from cliplet.training.open_clip_teachers import OpenClipTeacher, is_theirs_alone
 from cliplet.training.step import autocast
 from cliplet.training.tower_features import CAPTIONS_AT_ONCE, PICTURES_AT_ONCE
@@ -78,20 +79,19 @@ class Teacher:
         """Unit features (B, T) float32, on the teacher's device, of uint8 pixels of its size, on any device."""
         blocks = pixels_B3SS.split(PICTURES_AT_ONCE)
         with self._computing():
-            features = [self._model.images(block.to(self.device, non_blocking=True)) for block in blocks]
+            features = [self._model.images(moved(block, self.device)) for block in blocks]
         return torch.cat(features)
 
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:
         """Unit features (C, T) float32, on the teacher's device. What is beyond its context length is cut."""
         # Texts of like length together: a block is as wide as its longest text.
         order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
-        features_CT = torch.empty(len(captions), self.info.embed_dim, device=self.device)
+        blocks = [torch.empty(0, self.info.embed_dim, device=self.device)]
         with self._computing():
             for start in range(0, len(order), CAPTIONS_AT_ONCE):
                 rows = order[start : start + CAPTIONS_AT_ONCE]
-                block = self._model.texts([captions[row] for row in rows], self.device)
-                features_CT[torch.tensor(rows, device=self.device)] = block
-        return features_CT
+                blocks.append(self._model.texts([captions[row] for row in rows], self.device))
+        return torch.cat(blocks)[moved(torch.tensor(order, dtype=torch.int64).argsort(), self.device)]
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -153,11 +153,19 @@ def open_teacher(source: str | Path, device: torch.device, precision: str) -> Te
     model: _Model
     try:
         model = _Ours(open_model(source))
-    except ModelError:
-        if not name.startswith(OPEN_CLIP) or not is_theirs_alone(name.removeprefix(OPEN_CLIP)):
+    except ModelError as error:
+        if not name.startswith(OPEN_CLIP):
             raise
-        model = OpenClipTeacher(name.removeprefix(OPEN_CLIP))
+        model = _opened_by_open_clip(name.removeprefix(OPEN_CLIP), error)
     return Teacher(name, weights, model, device, precision)
+
+
+def _opened_by_open_clip(source: str, first: ModelError) -> OpenClipTeacher:
+    """A model that cliplet refused. Raises ModelError, the first where the model is not OpenCLIP's alone."""
+    try:
+        return OpenClipTeacher(source)
+    except ModelError as error:
+        raise (error if is_theirs_alone(source) else first) from None
 
 
 def identity(source: str | Path) -> tuple[str, str]:
@@ -170,10 +178,25 @@ def identity(source: str | Path) -> tuple[str, str]:
         raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def known_preprocess(source: str | Path) -> PreprocessConfig | None:
-    """How a teacher takes its pictures, where its model folder says so; None where it would have to be opened."""
+def known_facts(source: str | Path) -> dict[str, object]:
+    """What is known of a teacher without opening it, by the names of TeacherInfo: of a model folder, how it takes its
+    pictures, and its tokenizer; of another, nothing. Raises ModelError for a damaged folder."""
     folder = _folder(str(source))
-    return model_folder.read_description(folder).model.preprocess if model_folder.is_model_folder(folder) else None
+    if not model_folder.is_model_folder(folder):
+        return {}
+    config = model_folder.read_description(folder).model
+    tokenizer = Tokenizer.from_file(folder / model_folder.TOKENIZER, config.text.context_length)
+    pictures = config.preprocess
+    return {
+        "image_size": pictures.image_size,
+        "mean": pictures.mean,
+        "std": pictures.std,
+        "tokenizer": _checksum(tokenizer),
+    }
+
+
+def _checksum(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
 
 
 def _folder(source: str) -> Path:
@@ -200,7 +223,7 @@ class _Ours:
         self.preprocess, self.width = model.config.preprocess, model.config.embed_dim
         learned = model.config.temperature.kind == "learned"
         self.logit_scale = float(model.logit_scale.detach()) if learned else None
-        self.tokenizer = hashlib.sha256(model.tokenizer.to_json().encode()).hexdigest()
+        self.tokenizer = _checksum(model.tokenizer)
 
     def images(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
         return self.module.encode_image(pixels_B3SS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cliplet.data.teacher_store import StoredTargets, TeacherInfo, TeacherStore
 from cliplet.errors import TrainingError
 from cliplet.training.objective import TAUGHT_TERMS, loss_in_stage, weights_of
 from cliplet.training.optim import choose_precision
-from cliplet.training.teachers import LiveTeachers, identity, known_preprocess
+from cliplet.training.teachers import LiveTeachers, identity, known_facts
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ def open_teaching(
         return _stored(config, records, say)
     precision = choose_precision("auto", device)  # as stores have it; the student's own may be chosen for other reasons
     live = LiveTeachers(config.distil.teachers, records, device, precision)
-    names = ", ".join(f"{one.name} {one.weights[:12]}".strip() for one in live.infos)
+    names = ", ".join(f"{one.name} in {one.precision}" for one in live.infos)
+    digest = hashlib.sha256(repr([replace(one, name="") for one in live.infos]).encode()).hexdigest()
     say(f"teachers in every step, in {precision}: {', '.join(map(_described, live.infos))}")
-    return Teaching(live.infos, names, live=live)
+    return Teaching(live.infos, f"{names} ({digest[:12]})", live=live)
 
 
 def _stored(config: RunConfig, records: Records, say: Callable[[str], None]) -> Teaching:
@@ -70,8 +71,8 @@ def _stored(config: RunConfig, records: Records, say: Callable[[str], None]) -> 
     taught = [stage for stage in config.train.stages if is_taught(loss_in_stage(config, stage))]
     augmented = any(stage.augment for stage in taught)
     names = config.distil.teachers
-    known = {name: preprocess for name in names if (preprocess := known_preprocess(name))}
-    store.refuse_others([identity(name) for name in names], config.augment if augmented else None, known)
+    facts = {name: known_facts(name) for name in names}
+    store.refuse_others([identity(name) for name in names], config.augment if augmented else None, facts)
     targets = store.aligned(records)
     if augmented and not store.settings.augmentations:
         raise TrainingError(

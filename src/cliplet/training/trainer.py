@@ -219,9 +219,9 @@ class Trainer:
         share = learning_rate(self.global_step, self.total_steps, stage_start, config.optim)
         set_learning_rate(state.optimizer, peak_rates(place.stage, config.optim), share)
         loss = self._loss(place)
+        if self.teaching:
+            batches = [self._taught(batch, loss) for batch in batches]
         try:
-            if self.teaching:
-                batches = [self.teaching.taught(batch, loss) for batch in batches]
             result = stepper.step(batches, loss, (config.train.seed, self.global_step))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -231,6 +231,20 @@ class Trainer:
         state.step += 1
         rates = {f"lr_{group['part']}": group["lr"] for group in state.optimizer.param_groups}
         return Step(self.global_step, Scalars(result), batches, rates)
+
+    def _taught(self, batch: Batch, loss: LossConfig) -> Batch:
+        """A batch with what the teachers make of it."""
+        assert self.teaching is not None
+        try:
+            return self.teaching.taught(batch, loss)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainingError(
+                "out of memory while the teachers computed",
+                "Store what they say (cliplet distil-store), which takes no memory in training; or name a smaller "
+                "teacher, or a smaller --train.batch-size.",
+            ) from None
 
     def _settle(self, step: Step | None, place: Place, log: RunLog) -> None:
         """Reads what came of a step, which waits until it is done: counts it, logs it, warns."""
