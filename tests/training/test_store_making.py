@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -246,6 +247,26 @@ def test_what_is_complete_is_left_as_it_is(store, photos, saved_model, wide_mode
     result = make(photos, store[1], [saved_model, wide_model])
     assert result.computed == 0 and result.quarantine is None and result.manifest == store[0]
     assert content(store[1]) == before
+
+
+def test_a_complete_store_that_was_damaged_is_mended(store, photos, saved_model, wide_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_shards, "SHARD_PICTURES", A_SHARD)
+    _, whole = store
+    broken = shutil.copytree(whole, tmp_path / "store")
+    tar = broken / "teacher-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 4
+    tar.write_bytes(data)
+    (broken / "teacher-000002.jsonl").unlink()
+    with pytest.raises(DataError, match=r"is damaged|is missing") as caught:
+        TeacherStore.open(broken)
+    assert "mends it" in caught.value.hint
+    said = []
+    result = make(photos, broken, [saved_model, wide_model], say=said.append)
+    assert "teacher-000001.tar is damaged" in said[0] and "teacher-000002.jsonl is missing" in said[0]
+    assert result.computed == sum(shard.pictures for shard in result.manifest.shards[1:3])
+    assert content(broken) == content(whole)
+    TeacherStore.open(broken)
 
 
 def test_each_difference_from_what_was_begun_is_named(store, photos, saved_model, wide_model, tmp_path):

@@ -46,6 +46,7 @@ PICTURES_AHEAD = 512  # beyond so many, one batch ahead is enough: 512 pictures 
 PICTURES_A_TASK = 8
 SUBSTITUTES_TRIED = 20
 TRAIN_SIDES = 1.5  # times the pixels needed to which a JPEG is decoded at least, so that small crops stay sharp
+Features = tuple[tuple[torch.Tensor, torch.Tensor], ...]  # of each teacher, (B, T) and (C, T)
 WHOLE = View(0.0, 0.0, 1.0, 1.0, flip=False)
 
 
@@ -155,6 +156,9 @@ class TrainLoader:
             for at in range(0, len(rows_B), PICTURES_A_TASK):
                 places = range(at, min(at + PICTURES_A_TASK, len(rows_B)))
                 batch.tasks.append(work.pool.submit(self._samples, work, batch, places))
+        if work.targets is not None:  # read by the threads too: a store may lie on a slow disk
+            _, caption_rows_C = self._captions(rows_B, batch.caption_draws_BK)
+            batch.taught = work.pool.submit(_taught, work.targets, batch.planned_B, batch.numbers_B, caption_rows_C)
         return batch
 
     def _buffer(self, size: int) -> Buffers:
@@ -221,8 +225,12 @@ class TrainLoader:
         pixels = {
             size: (views if good_B.all() else views[kept]).permute(0, 3, 1, 2) for size, views in batch.pixels.items()
         }
-        chosen_C, owners_C = drawn_without_repeat(self._caption_counts[rows_B], batch.caption_draws_BK[good_B])
-        caption_rows_C = self._first_caption[rows_B][owners_C] + chosen_C
+        owners_C, caption_rows_C = self._captions(rows_B, batch.caption_draws_BK[good_B])
+        teachers: Features = ()
+        if batch.taught is not None:
+            teachers = batch.taught.result()
+            if work.targets is not None and not np.array_equal(rows_B, batch.planned_B):
+                teachers = _taught(work.targets, rows_B, batch.numbers_B[good_B], caption_rows_C)
         ids, mask, text = self._texts(work.text_features, caption_rows_C)
         image = None if work.image_features is None else as_tensor(work.image_features.rows(rows_B))
         return Batch(
@@ -235,8 +243,13 @@ class TrainLoader:
             rows_B,
             caption_rows_C,
             {size: pixels[size] for size in work.teacher_sizes},
-            _taught(work.targets, rows_B, batch.numbers_B[good_B], caption_rows_C) if work.targets is not None else (),
+            teachers,
         )
+
+    def _captions(self, rows_B: np.ndarray, draws_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which captions of some pictures are shown: each one's picture in the batch, and its row among all: (C,)."""
+        chosen_C, owners_C = drawn_without_repeat(self._caption_counts[rows_B], draws_BK)
+        return owners_C, self._first_caption[rows_B][owners_C] + chosen_C
 
     def _texts(self, features: FeatureStore | None, rows_C: np.ndarray) -> tuple[torch.Tensor | None, ...]:
         """Token ids, mask and features of captions, None for what is not needed."""
@@ -264,9 +277,7 @@ class TrainLoader:
                 batch.rows_B[at], good_B[at] = found, True
 
 
-def _taught(
-    targets: StoredTargets, rows_B: np.ndarray, numbers_B: np.ndarray, caption_rows_C: np.ndarray
-) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+def _taught(targets: StoredTargets, rows_B: np.ndarray, numbers_B: np.ndarray, caption_rows_C: np.ndarray) -> Features:
     """Each stored teacher's features of a batch's pictures and captions."""
     images, texts = targets.image_features(rows_B, numbers_B), targets.text_features(caption_rows_C)
     return tuple((torch.from_numpy(image), torch.from_numpy(text)) for image, text in zip(images, texts, strict=True))
@@ -300,6 +311,11 @@ class _Unfinished:
     numbers_B: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # of stored views
     pixels: dict[int, torch.Tensor] = field(default_factory=dict)  # by side length, (B, S, S, 3) uint8, being filled
     tasks: list[Future[list[bool]]] = field(default_factory=list)
+    taught: Future[Features] | None = None  # of stored teachers, for the pictures that were planned
+    planned_B: np.ndarray = field(init=False)  # rows_B before others took the places of bad pictures
+
+    def __post_init__(self) -> None:
+        self.planned_B = self.rows_B.copy()
 
 
 class StageTimes:

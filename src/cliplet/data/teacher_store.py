@@ -52,6 +52,7 @@ __all__ = [
     "is_done",
     "names_with",
     "picture_names",
+    "remove_damaged",
     "shard_pictures",
     "shard_stem",
     "write_shard",
@@ -128,22 +129,41 @@ class TeacherStore:
 
 def _check_files(folder: Path, manifest: StoreManifest) -> None:
     """Raises DataError where a file is not what was written."""
+    for name, reason in _damaged_files(folder, manifest):
+        raise DataError(
+            f"{folder / name}: {reason}", f"Copy the store again; or this command mends it: {manifest.command}"
+        )
+
+
+def remove_damaged(folder: Path, manifest: StoreManifest) -> list[str]:
+    """Removes the shards of a complete store that are not what was written, so that they can be made again. Gives what
+    was wrong with each."""
+    found = []
+    for name, reason in _damaged_files(folder, manifest):
+        found.append(f"{name} {reason}")
+        stem = name.partition(".")[0]
+        for file in (folder / f"{stem}.tar", folder / f"{stem}.jsonl"):
+            file.unlink(missing_ok=True)
+    return found
+
+
+def _damaged_files(folder: Path, manifest: StoreManifest) -> list[tuple[str, str]]:
+    """The files that are not what was written, and what is wrong with each."""
     known = _read_stamps(folder)
     files: list[tuple[str, str, int | None]] = [(shard.name, shard.sha256, shard.bytes) for shard in manifest.shards]
     files += [(shard.index, shard.index_sha256, None) for shard in manifest.shards]
-    stamps = {}
+    stamps, damaged = {}, []
     with threads(WORKERS, "store") as pool, progress_bar("checking the store") as tell:
         checked = in_order(pool, partial(_checked, folder, known), files, AHEAD)
         for done, ((name, _, _), found) in enumerate(zip(files, checked, strict=True), 1):
             if isinstance(found, str):
-                raise DataError(
-                    f"{folder / name}: {found}",
-                    f"Copy the store again; or remove the folder and make it again: {manifest.command}",
-                )
-            stamps[name] = found
+                damaged.append((name, found))
+            else:
+                stamps[name] = found
             tell(done, len(files))
     if stamps != known:
         _write_stamps(folder, stamps)
+    return damaged
 
 
 def _checked(folder: Path, known: dict[str, Stamp], file: tuple[str, str, int | None]) -> Stamp | str:

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -36,12 +36,12 @@ from cliplet.data.teacher_store import (
     PictureLine,
     StoreManifest,
     StoreSettings,
-    TeacherStore,
     distinct_captions,
     finish,
     is_done,
     names_with,
     picture_names,
+    remove_damaged,
     shard_pictures,
     write_shard,
 )
@@ -182,7 +182,12 @@ def make_store(
         if earlier:
             store_checks.refuse_other(out, earlier, settings, identities, mark)
             if earlier.complete:
-                return StoreResult(earlier, 0, 0.0, None, TeacherStore.open(out).bytes, ranks.rank)
+                damaged = ranks.from_first(partial(remove_damaged, out, earlier))
+                if not damaged:
+                    size = sum(shard.bytes for shard in earlier.shards)
+                    return StoreResult(earlier, 0, 0.0, None, size, ranks.rank)
+                say(f"shards that are made again: {'; '.join(damaged)}")
+                earlier = replace(earlier, complete=False, left_out=0, shards=())
         opened = [open_teacher(name, place, computes_in) for name in teachers]
         infos = tuple(teacher.info for teacher in opened)
         if earlier and earlier.teachers != infos:
