@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine import assert_equal_gradients
+from engine import assert_equal_gradients, build
 from rank import run
 from rich.console import Console
 from safetensors.torch import load_file
 
 from cliplet.config import (
     DataConfig,
+    DistilConfig,
     ImageTowerConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     PreprocessConfig,
@@ -30,9 +32,11 @@ from cliplet.config import (
     to_yaml,
 )
 from cliplet.data.scenes import render_scenes
+from cliplet.data.teacher_store import StoreSettings
 from cliplet.errors import TrainingError
 from cliplet.training import train
 from cliplet.training.distributed import Ranks, joined, refuse_bad_batch
+from cliplet.training.store_making import make_store
 
 HERE = Path(__file__).parent
 PYTHONPATH = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
@@ -126,7 +130,7 @@ def test_ranks_that_are_resumed_end_with_the_same_bits(ended, ranks):
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A configuration file of a run of seconds, one of whose pictures cannot be read."""
+    """A configuration file of a run of seconds that learns from a store too, one of whose pictures cannot be read."""
     folder = tmp_path_factory.mktemp("run")
     render_scenes(folder / "scenes", 32, 8, 0, seed=1, image_size=48)
     sorted((folder / "scenes" / "images").iterdir())[-1].write_bytes(b"no picture")
@@ -157,6 +161,13 @@ def recipe(tmp_path_factory):
             stages=(StageConfig(epochs=1, image_blocks=0, augment=False), StageConfig(epochs=1)),
         ),
     )
+    teacher = build()
+    teacher.save_pretrained(folder / "teacher")
+    settings = StoreSettings(2, True, config.augment, "float16", "train", 0, None)
+    make_store(config.data.path, folder / "store", [str(folder / "teacher")], settings, device="cpu", precision="fp32")
+    config = config.model_copy(
+        update={"loss": LossConfig(feature=1.0, logit=0.5), "distil": DistilConfig(store=str(folder / "store"))}
+    )
     (folder / "config.yaml").write_text(to_yaml(config))
     return folder / "config.yaml"
 
@@ -166,7 +177,8 @@ def command(recipe, output, *more):
 
 
 def test_torchrun_trains_one_model(recipe, tmp_path):
-    """Frozen features, averages, chunks and validation shared out; one folder, written by rank 0; then resumed."""
+    """Frozen features, averages, chunks, stored teachers and validation shared out; one folder, written by rank 0; then
+    resumed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -180,6 +192,7 @@ def test_torchrun_trains_one_model(recipe, tmp_path):
     assert done.stdout.count("epoch 2/2  validation") == 1  # rank 0 alone speaks
     log = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
     assert sum(line["kind"] == "validation" for line in log) == 2
+    assert all(line["loss_feature"] > 0 and line["loss_logit"] > 0 for line in log if line["kind"] == "train")
     bad = [json.loads(line) for line in (tmp_path / "two" / "quarantine.jsonl").read_text().splitlines()]
     assert len(bad) == 1
     said = Console(file=StringIO(), width=200)
