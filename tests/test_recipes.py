@@ -327,3 +327,19 @@ def test_full_size_trains_saves_opens_and_gives_its_features_again(name, caption
     size = config.model.preprocess.image_size
     batch = batch_of(model, [f"{caption} {n}" for n in range(per_image) for caption in captions[:4]], size, per_image)
     train_save_and_reopen(config, model, batch, tmp_path / "model")
+
+
+def test_tinyclip_convffn_has_the_published_teacher_and_weights():
+    from cliplet.training.objective import loss_in_stage, weights_of
+
+    for name in ("tinyvit-minilm-convffn", "vits-minilm-convffn", "efficientnet-tinybert-convffn"):
+        config = recipe(name)
+        assert config.distil.teachers == ("open_clip:ViT-B-32/laion2b_s34b_b79k",)
+        assert config.loss.feature_distance == "mse" and not config.distil.train_temperature
+        # The affinity term is the logit term again, with a weight of its own.
+        assert config.distil.affinity_scale is None and config.distil.teacher_scale is None
+        first, second = config.train.stages
+        assert (first.epochs, first.image_blocks, first.text_blocks) == (3, 0, 0) and first.epochs + second.epochs == 30
+        warming, after = (weights_of(loss_in_stage(config, stage)) for stage in (first, second))
+        assert warming == {"info_nce": 1.0, "feature": 0.5, "logit": 0.5, "affinity": 1.0}
+        assert after == {**warming, "feature": 0.3}

@@ -82,7 +82,7 @@ def student(name: str) -> RunConfig:
             text=TextTowerConfig(width=256, layers=4, heads=4, context_length=40),
             preprocess=PreprocessConfig(image_size=96),
         ),
-        loss=LossConfig(feature=2.0, logit=1.0),
+        loss=LossConfig(info_nce=0.2, feature=10.0, logit=0.5),
         optim=OptimConfig(image_lr=1e-3, text_lr=5e-4, head_lr=1e-3),
         train=TrainConfig(batch_size=128, stages=(StageConfig(epochs=12),)),
     )
