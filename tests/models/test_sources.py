@@ -2,17 +2,20 @@
 
 import pickle
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from cliplet.config import ImageTowerConfig, TextTowerConfig
 from cliplet.errors import ModelError
-from cliplet.models import DualEncoder
+from cliplet.models import DualEncoder, sources
 from cliplet.models.huggingface import build_model
 from cliplet.models.sources import first_that_loads, load_exactly, read_weights, resolve
 
@@ -196,8 +199,6 @@ def test_image_weights_of_another_network(tiny_config, captions, tmp_path):
 @pytest.fixture
 def no_hub(tmp_path, monkeypatch):
     """No network, and nothing kept from an earlier one."""
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
 
@@ -303,3 +304,26 @@ def test_a_hugging_face_source_for_another_size_gives_way_to_the_next(package, v
     image = ImageTowerConfig(kind="huggingface", weights=(str(package / "large"), str(vit_folder)), pooling="mean")
     DualEncoder.build(tiny_config.model_copy(update={"image": image}), captions, said.append)
     assert len(said) == 2 and "cannot be built for 32 pixels" in said[0]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_where_the_hub_does_not_answer_its_client_goes_offline_at_once(answers, monkeypatch):
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.server_port if answers else 9}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        sources.look_for_the_hub.cache_clear()
+        try:
+            sources.look_for_the_hub()
+            assert (not answers) == constants.HF_HUB_OFFLINE
+        finally:
+            sources.look_for_the_hub.cache_clear()
+            hub.shutdown()

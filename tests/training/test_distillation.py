@@ -23,7 +23,7 @@ from cliplet.errors import TrainingError
 from cliplet.losses import distillation as losses
 from cliplet.models.dual_encoder import Output
 from cliplet.training.distillation import refuse_bad_lessons
-from cliplet.training.objective import Lesson, loss_in_stage, loss_terms, weights_of, without_teachers
+from cliplet.training.objective import Lesson, loss_in_stage, loss_terms, weights_of
 from cliplet.training.sam import Sam
 from cliplet.training.step import Stepper
 
@@ -183,13 +183,6 @@ def test_a_projection_makes_unit_features_of_the_teachers_width():
     assert [teacher.logit_scale for teacher in lesson.teachers] == [10.0, 11.0]
     named = distillation_of(model, (16,), teacher_scale=30.0)
     assert named.lesson(ours, batch.teachers[:1], TAUGHT["logit"]).teachers[0].logit_scale == 30.0
-
-
-def test_what_is_held_against_chance_has_no_part_of_the_teachers():
-    values = {"loss": 9.0, "loss_info_nce": 2.0, "loss_hard_negative": 0.1, "loss_logit": 4.0}
-    assert without_teachers(values, LossConfig(hard_negative=0.5, logit=1.0)) == pytest.approx(2.05)
-    assert without_teachers({"loss": 3.0}, LossConfig(info_nce=1.5)) == 3.0
-    assert without_teachers({"loss": 3.0}, only(logit=1.0)) == 0.0
 
 
 # What is refused

@@ -106,27 +106,32 @@ def _recipe_named(words: list[str]) -> str:
 
 def _training(options: Any, named: str, base: Any, teachers: Any) -> str:
     """The command that trains from the store: the recipe, with what the store has otherwise."""
+    from cliplet.recipes import recipe
+
+    following = base if named else recipe("student")
     flags = ["--data.path", options.data, "--distil.store", str(options.out)]
     if options.images:
         flags += ["--data.images", str(options.images)]
     if options.samples:
         flags += ["--data.samples", str(options.samples)]
-    if options.split != base.data.train_split:
+    if options.split != following.data.train_split:
         flags += ["--data.train-split", options.split]
-    if base.distil.teachers and {one.name for one in teachers} != set(base.distil.teachers):
+    if following.distil.teachers and {one.name for one in teachers} != set(following.distil.teachers):
         flags += ["--distil.teachers", *(one.name for one in teachers)]
     for key, value in options.augment.model_dump().items():
-        # Of a recipe that is not known, nothing can be taken for granted.
-        if not named or value != getattr(base.augment, key):
+        if value != getattr(following.augment, key):
             values = value if isinstance(value, tuple) else (value,)
             flags += [f"--augment.{key.replace('_', '-')}", *map(str, values)]
-    return f"cliplet train {named or 'RECIPE'} {shlex.join(flags)}"
+    if not options.augmentations:
+        for number, stage in enumerate(following.train.stages):
+            flags += [f"--train.stages.{number}.augment", "False"] if stage.augment else []
+    return f"cliplet train {named or 'student'} {shlex.join(flags)}"
 
 
 def _summary(result: Any) -> str:
     """What the store holds, for the end of the command. `result`: a StoreResult."""
     manifest = result.manifest
-    pictures = sum(shard.pictures for shard in manifest.shards)
+    pictures = sum(shard.pictures for shard in manifest.shards) - manifest.left_out
     lines = [
         f"{_counted(pictures, 'picture')} with {_counted(manifest.settings.views, 'view')} each, "
         f"{_counted(sum(shard.captions for shard in manifest.shards), 'caption')}, "

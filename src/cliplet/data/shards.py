@@ -26,6 +26,7 @@ from cliplet.data.records import Problem
 from cliplet.errors import DataError
 
 FORMAT, VERSION = "cliplet-pack", 1
+TEACHERS = "cliplet-teacher-store"  # what stores of teachers' embeddings have in that place
 MANIFEST, JOURNAL, QUARANTINE = "manifest.json", "unfinished.jsonl", "quarantine.jsonl"
 VERIFIED = ".verified.json"  # what each shard looked like when its sha256 was last seen to fit
 SHARD = re.compile(r"[^/\\\0]+-\d{6,}\.tar")
@@ -123,6 +124,11 @@ class Manifest:
         file = folder / MANIFEST
         try:
             content = json.loads(file.read_bytes())
+            if content["format"] == TEACHERS:
+                raise DataError(
+                    f"{folder}: is a store of teachers' embeddings and no data set",
+                    "Name it with --distil.store, and the data that it was made from with --data.path.",
+                )
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r} and not {FORMAT!r}")
             if content["version"] != VERSION:

@@ -133,8 +133,7 @@ class Search:
         folder, total = self.folder, len(self.records)
         if len(missing) == total:
             raise DataError(
-                f"{folder}: is a store of another data set, {self.manifest.source}: not one of {total:,} "
-                "pictures is in it",
+                f"{folder}: is a store of other pictures: not one of {total:,} is in it",
                 self._hint(),
             )
         raise DataError(
@@ -157,8 +156,10 @@ class Search:
 
     def _hint(self) -> str:
         settings = self.manifest.settings
-        first = f", of its first {settings.samples:,} pictures" if settings.samples else ""
+        samples = f" --data.samples {settings.samples}" if settings.samples else ""
+        first = ", the first of its pictures" if samples else ""
         return (
-            f"It was made from split {settings.split} of {self.manifest.source}{first}. "
-            f"Train on that, or make a store from what you train on, with a command like: {self.manifest.command}"
+            f"It was made from split {settings.split} of {self.manifest.source}{first}: "
+            f"train on that (--data.train-split {settings.split}{samples}), or make a store of what you train on, in "
+            "another folder."
         )

@@ -26,10 +26,10 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cliplet.config import AugmentConfig
-from cliplet.data.shards import MANIFEST, TarWriter, index_name, replacing
+from cliplet.data.shards import MANIFEST, TEACHERS, TarWriter, index_name, replacing
 from cliplet.errors import DataError
 
-FORMAT, VERSION = "cliplet-teacher-store", 1
+FORMAT, VERSION = TEACHERS, 1
 VIEW_NUMBERS = 8  # as in data/transforms.py, which needs torch
 SHARD_PICTURES, SHARDS = 1000, 256  # pictures of a shard at least, shards of a store at most: each holds a file open
 
@@ -133,7 +133,8 @@ class StoreManifest:
                 raise ValueError("its pictures have no views")
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
-                f"{folder}: is no store of teachers' embeddings: there is no {MANIFEST}",
+                f"{folder}: is no store of teachers' embeddings: there is no "
+                + (MANIFEST if folder.is_dir() else "such folder"),
                 "cliplet distil-store DATA OUT --teacher TEACHER makes one.",
             ) from None
         except OSError as error:

@@ -7,6 +7,7 @@ others need can be imported from here.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -103,7 +104,11 @@ class TeacherStore:
         known of teachers by now, by name: values of TeacherInfo's fields.
         """
         lines = _other_teachers(self.teachers, teachers, facts or {}) if teachers else []
-        hints = [f"Name the store's teachers: {', '.join(one.name for one in self.teachers)}."] if lines else []
+        hints = (
+            [f"Name the store's, or none: --distil.teachers {shlex.join(one.name for one in self.teachers)}."]
+            if lines
+            else []
+        )
         if augment is not None:
             stored, asked = self.settings.augment.model_dump(mode="json"), augment.model_dump(mode="json")
             other = [key for key in asked if stored[key] != asked[key]]
@@ -111,7 +116,7 @@ class TeacherStore:
             if other:
                 hints.append("Give the run the store's values of augment, from which its views were drawn.")
         if lines:
-            again = f"Or make another store; this one was made by: {self.manifest.command}"
+            again = f"Or make another store, in a new folder; this one was made by: {self.manifest.command}"
             message = "\n".join([f"{self.folder}: the store is not for this run:", *lines])
             raise DataError(message, " ".join([*hints, again]))
 

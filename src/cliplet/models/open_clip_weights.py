@@ -13,7 +13,7 @@ import torch
 from cliplet.config import PreprocessConfig, validated
 from cliplet.errors import ConfigError, ModelError, nearest
 from cliplet.models.open_clip_tokenizers import library
-from cliplet.models.sources import read_weights
+from cliplet.models.sources import look_for_the_hub, read_weights
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 ABOUT_PICTURES = ("mean", "std", "interpolation", "resize_mode")
@@ -70,6 +70,7 @@ def find_pretrained(name: str, pretrained: str) -> Pretrained:
 
     tags = records.list_pretrained_tags_by_model(name)
     if record := records.get_pretrained_cfg(name, pretrained):
+        look_for_the_hub()
         try:
             file = records.download_pretrained(record)
         except Exception as error:  # no network, no such repository, no room

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from cliplet.errors import ModelError
 
+SECONDS_TO_ANSWER = 5.0  # of the hub
 T = TypeVar("T")
 
 
@@ -23,6 +25,8 @@ def first_that_loads(what: str, sources: Sequence[str], load: Callable[[str], T]
         raise ModelError(f"{what}: no source is named", "Name a hub name, a folder or a file.")
     failures: list[str] = []
     for source in sources:
+        if not source.startswith("pkg:") and not Path(source).exists():
+            look_for_the_hub()
         try:
             found = load(source)
             if failures:
@@ -37,6 +41,19 @@ def first_that_loads(what: str, sources: Sequence[str], load: Callable[[str], T]
         "Without a network, name a local file or folder instead; for a private hub model, log in first "
         "(hf auth login); to train from scratch, give no sources.",
     )
+
+
+@cache
+def look_for_the_hub() -> None:
+    """Goes offline, in this process, where the hub does not answer: its client would then use its cache at once, and
+    else try again for minutes, file by file, before it does."""
+    from huggingface_hub import constants, get_session
+
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
+        except Exception:  # of the HTTP library, which changes
+            constants.HF_HUB_OFFLINE = True
 
 
 def resolve(source: str) -> str:

@@ -124,16 +124,8 @@ def total(terms: dict[str, torch.Tensor], loss: LossConfig) -> torch.Tensor:
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
 
-def without_teachers(values: dict[str, float], loss: LossConfig) -> float:
-    """Of a step's values, as the log has them, what `chance_loss` is of: the sum of the terms that need no teacher."""
-    weights = weights_of(loss)
-    if len(weights) == 1:  # then it stands alone, as the loss
-        return values["loss"] if weights.keys() <= TERMS.keys() else 0.0
-    return sum(weight * values[f"loss_{name}"] for name, weight in weights.items() if name in TERMS)
-
-
 def chance_loss(loss: LossConfig, images: int, captions_per_image: int) -> float:
-    """The loss, without teachers' terms, of a model that tells no pair from another: all its features are alike, its
+    """The loss, but for teachers' terms, of a model that tells no pair from another: all its features are alike, its
     bias the best there is.
 
     In closed form, for the logits of a large batch would fill the memory. InfoNCE towards shared targets is ln B, and

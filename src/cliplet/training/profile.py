@@ -202,6 +202,11 @@ def _wait(device: torch.device) -> None:
 def _advice(bottleneck: str, trainer: Trainer, ratio: float, shorter_side: float) -> str:
     """What would help, in the order in which to try it."""
     size, workers = trainer.loader.image_size, trainer.loader.workers
+    if bottleneck == "model" and trainer.teaching and trainer.teaching.live:
+        return (
+            "Teachers run in every step, and the model's time is theirs too: cliplet distil-store keeps what they say "
+            "once and for all."
+        )
     if bottleneck == "model":
         return (
             f"The loader is {ratio:.1f} times as fast as the model, so the data hold nothing up. A faster device, a "

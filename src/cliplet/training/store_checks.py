@@ -16,7 +16,6 @@ def check_settings(teachers: Sequence[str], settings: StoreSettings, workers: in
     """Raises ConfigError for a value that cannot be."""
     rules = (
         (bool(teachers), "no teacher is named", "--teacher names one: a model folder, or open_clip:NAME/WEIGHTS."),
-        (len(set(teachers)) == len(teachers), "a teacher is named twice", "Name each teacher once."),
         (settings.augmentations >= 0, f"--augmentations is {settings.augmentations}", "It cannot be negative."),
         (settings.views > 0, "there are no views to store", "Set --augmentations 1 or more, or --whole, or both."),
         (settings.seed >= 0, f"--seed is {settings.seed}", "It cannot be negative."),
@@ -26,6 +25,12 @@ def check_settings(teachers: Sequence[str], settings: StoreSettings, workers: in
     for good, message, hint in rules:
         if not good:
             raise ConfigError(message, hint)
+
+
+def refuse_twice(names: Sequence[str]) -> None:
+    """Raises ConfigError for a teacher that is named twice."""
+    if len(set(names)) < len(names):
+        raise ConfigError("a teacher is named twice", "Name each teacher once.")
 
 
 def check_folder(data: str, images: Path | None, out: Path) -> None:
@@ -75,9 +80,10 @@ def refuse_other(
     if mark is not None and mark != earlier.fingerprint:
         differing.append(f"the data ({earlier.source}) has other pictures or captions")
     if differing:
-        begun = f"It was begun by: {earlier.command}" if earlier.command else "Give the same command to go on with it"
+        begun = "Name another folder, or remove this one to begin anew"
         if {info.precision for info in earlier.teachers} != {precision for _, _, precision in teachers}:
-            begun += f" (here with --precision {earlier.teachers[0].precision})"
+            begun = f"To go on with it, add --precision {earlier.teachers[0].precision}; or name another folder"
         raise DataError(
-            f"{out}: was begun otherwise: {'; '.join(dict.fromkeys(differing))}", f"{begun}, or name another folder."
+            f"{out}: was begun otherwise: {'; '.join(dict.fromkeys(differing))}",
+            f"{begun}. It was begun by: {earlier.command}",
         )

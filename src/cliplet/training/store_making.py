@@ -170,6 +170,7 @@ def make_store(
         computes_in = choose_precision(precision, place)
         store_checks.check_folder(data, images, out)
         identities = [(*identity(source), computes_in) for source in teachers]
+        store_checks.refuse_twice([name for name, _, _ in identities])
         earlier = StoreManifest.read(out) if (out / MANIFEST).is_file() else None
         if earlier:
             store_checks.refuse_other(

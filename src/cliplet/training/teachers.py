@@ -6,6 +6,7 @@ Shapes: B pictures, C captions, S image_size of a teacher, T its width, L tokens
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -171,9 +172,10 @@ def _opened_by_open_clip(source: str, first: ModelError) -> OpenClipTeacher:
 def identity(source: str | Path) -> tuple[str, str]:
     """A teacher's name, and the sha256 of its weights file, "" where no file is there or a tag of OpenCLIP's names the
     weights. Loads no model. Raises ModelError for a file that cannot be read."""
-    file = _weights_file(str(source))
+    name = str(source) if str(source).startswith(OPEN_CLIP) else os.path.normpath(source)
+    file = _weights_file(name)
     try:
-        return str(source), file_sha256(file) if file.is_file() else ""
+        return name, file_sha256(file) if file.is_file() else ""
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror or error}") from None
 

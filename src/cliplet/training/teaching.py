@@ -71,8 +71,9 @@ def _stored(config: RunConfig, records: Records, say: Callable[[str], None]) -> 
     taught = [stage for stage in config.train.stages if is_taught(loss_in_stage(config, stage))]
     augmented = any(stage.augment for stage in taught)
     names = config.distil.teachers
-    facts = {name: known_facts(name) for name in names}
-    store.refuse_others([identity(name) for name in names], config.augment if augmented else None, facts)
+    asked = [identity(name) for name in names]
+    facts = {name: known_facts(name) for name, _ in asked}
+    store.refuse_others(asked, config.augment if augmented else None, facts)
     targets = store.aligned(records)
     if augmented and not store.settings.augmentations:
         raise TrainingError(
@@ -85,7 +86,8 @@ def _stored(config: RunConfig, records: Records, say: Callable[[str], None]) -> 
             "features",
             "Make the store with --whole, or let the stage augment.",
         )
-    say(f"teachers from {store.folder}, {targets.views} views a picture: {', '.join(map(_described, store.teachers))}")
+    views = f"{targets.views} view{'s' * (targets.views > 1)} a picture"
+    say(f"teachers from {store.folder}, {views}: {', '.join(map(_described, store.teachers))}")
     digest = hashlib.sha256("".join(shard.sha256 for shard in store.manifest.shards).encode()).hexdigest()
     return Teaching(store.teachers, f"store {digest[:12]}", targets=targets)
 

@@ -30,14 +30,14 @@ from cliplet.training.distributed import Ranks
 from cliplet.training.features import FrozenFeatures
 from cliplet.training.memory import out_of_memory
 from cliplet.training.meter import RECENT, Meter, Scalars
-from cliplet.training.objective import chance_loss, loss_in_stage, without_teachers
+from cliplet.training.objective import chance_loss, loss_in_stage
 from cliplet.training.optim import learning_rate, set_learning_rate
 from cliplet.training.run_log import RunLog
 from cliplet.training.sam import Sam
 from cliplet.training.skips import LOWER_RATES, Skips
 from cliplet.training.stages import Place, peak_rates, set_trainable, stage_at
 from cliplet.training.step import Stepper
-from cliplet.training.teaching import Teaching
+from cliplet.training.teaching import Teaching, is_taught
 
 CHECKPOINTS = "checkpoints"  # in the run folder
 USUAL_CAUSES = (
@@ -256,7 +256,7 @@ class Trainer:
             self._skipped(step, values, log)
         else:
             self.skips.passed()
-            self.meter.losses.append(without_teachers(values, self._loss(place)))
+            self.meter.losses.append(values["loss"])
         last_of_epoch = step.number % self.steps_an_epoch == 0
         if (step.number % self.config.train.log_every == 0 or last_of_epoch) and not skipped:
             epoch = step.number / self.steps_an_epoch
@@ -319,9 +319,11 @@ class Trainer:
         warming_up = step < self.config.optim.warmup * self.total_steps
         if self.warned or warming_up or len(self.meter.losses) < max(1, enough):
             return
+        if is_taught(self._loss(place)):  # of what teachers say, nobody knows the chance
+            return
         chance = chance_loss(self._loss(place), self.loader.batch_size, self.config.data.captions_per_image)
         loss = self.meter.mean_loss()
-        if chance and loss > CHANCE_SHARE * chance:  # it is 0 where teachers alone teach
+        if loss > CHANCE_SHARE * chance:
             self.warned = True
             log.warning(
                 step,
