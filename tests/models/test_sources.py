@@ -15,9 +15,9 @@ from torch import nn
 
 from cliplet.config import ImageTowerConfig, TextTowerConfig
 from cliplet.errors import ModelError
-from cliplet.models import DualEncoder, sources
+from cliplet.models import DualEncoder
 from cliplet.models.huggingface import build_model
-from cliplet.models.sources import first_that_loads, load_exactly, read_weights, resolve
+from cliplet.models.sources import first_that_loads, load_exactly, look_for_the_hub, read_weights, resolve
 
 
 class Evil:
@@ -320,10 +320,10 @@ def test_where_the_hub_does_not_answer_its_client_goes_offline_at_once(answers, 
         threading.Thread(target=hub.serve_forever, daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.server_port if answers else 9}")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        sources.look_for_the_hub.cache_clear()
+        look_for_the_hub.cache_clear()
         try:
-            sources.look_for_the_hub()
+            look_for_the_hub()
             assert (not answers) == constants.HF_HUB_OFFLINE
         finally:
-            sources.look_for_the_hub.cache_clear()
+            look_for_the_hub.cache_clear()
             hub.shutdown()
