@@ -635,8 +635,8 @@ def test_shards_are_hashed_once_and_again_when_they_change(packed, monkeypatch):
     import cliplet.data.readers.packs as packs
 
     hashed = []
-    whole = packs._sha256
-    monkeypatch.setattr(packs, "_sha256", lambda file: hashed.append(file.name) or whole(file))
+    whole = packs.file_sha256
+    monkeypatch.setattr(packs, "file_sha256", lambda file: hashed.append(file.name) or whole(file))
     for count in (4, 0):
         assert len(read_source(packed).records) == 10 and len(hashed) == count
         hashed.clear()
