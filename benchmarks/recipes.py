@@ -33,7 +33,7 @@ from cliplet.config import DataConfig, DistilConfig, OptimConfig, RunConfig, Sta
 from cliplet.data.readers import read_source
 from cliplet.recipes import RECIPES, recipe
 from cliplet.training import train
-from cliplet.training.objective import chance_loss
+from cliplet.training.chance import chance_loss
 from cliplet.training.run_log import read_log
 
 SYSTEMS = (

@@ -36,16 +36,57 @@ def progress_bar(what: str, console: Console | None = None) -> Iterator[Tell]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _plain_lines(what: str, console: Console) -> Tell:
+@contextmanager
+def speed_bar(what: str, console: Console | None = None) -> Iterator[Tell]:
+    """As `progress_bar`, with pictures a second."""
+    console, speed = console or Console(stderr=True), _Speed()
+    if not console.is_terminal:
+        yield _plain_lines(what, console, lambda done: f", {speed(done):,.0f} pictures/s")
+        return
+    left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
+    columns = (TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(), *left)
+    progress = Progress(*columns, console=console, transient=True)
+    task = progress.add_task(what, total=None, speed="")
+
+    def tell(done: int, total: int) -> None:
+        progress.start()  # not before: reading the data set may show a bar of its own
+        progress.update(task, completed=done, total=total, speed=f"{speed(done):,.0f} pictures/s")
+
+    try:
+        yield tell
+    finally:
+        progress.stop()
+
+
+class _Speed:
+    """Pictures a second since the first was told of; those of an earlier run do not count."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int) -> float:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done, now
+        return (done - self._first[0]) / max(now - self._first[1], 1e-6)
+
+
+def _plain_lines(what: str, console: Console, more: Callable[[int], str] = lambda done: "") -> Tell:
     last = time.monotonic()
 
     def tell(done: int, total: int) -> None:
         nonlocal last
+        addition = more(done)
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            console.print(f"{what}: {done:,} of {total:,}", highlight=False)
+            console.print(f"{what}: {done:,} of {total:,}{addition}", highlight=False)
 
     return tell
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 picture`, `2,000 pictures`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def recall_table(metrics: dict[str, float], title: str) -> Table:

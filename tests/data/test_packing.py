@@ -621,7 +621,7 @@ def test_two_at_once_do_not_mix(heavy, tmp_path):
             time.sleep(0.002)
         first.send_signal(signal.SIGSTOP)
         second = subprocess.run(command(heavy, out), capture_output=True, text=True, timeout=120)
-        assert second.returncode == 1 and "another cliplet pack is writing there" in second.stderr
+        assert second.returncode == 1 and "another command is writing there" in second.stderr
     finally:
         first.send_signal(signal.SIGCONT)
         first.kill()
@@ -677,11 +677,11 @@ def test_the_command_s_mistakes_end_in_two_lines(tmp_path, capsys):
 def test_progress_shows_the_speed(monkeypatch, terminal):
     from rich.console import Console
 
-    from cliplet.data import pack_report
+    from cliplet import console
 
-    monkeypatch.setattr(pack_report, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
     screen = io.StringIO()
-    with pack_report.speed_bar(Console(file=screen, force_terminal=terminal, width=120)) as tell:
+    with console.speed_bar("packing", Console(file=screen, force_terminal=terminal, width=120)) as tell:
         for done in range(1, 4):
             tell(done, 3)
             time.sleep(0.02)

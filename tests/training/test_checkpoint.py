@@ -5,18 +5,17 @@ import hashlib
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from runs import files_no_larger_than
 
 from cliplet.config import DataConfig, RunConfig, TrainConfig
 from cliplet.errors import TrainingError
@@ -322,19 +321,6 @@ def test_a_run_of_version_1_is_seen_and_its_version_named(tmp_path):
 # Mishaps while writing
 
 
-@contextmanager
-def small_file_limit(size: int):
-    """Files end at `size` bytes; the kernel refuses the write then, as it does on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
-
-
 @pytest.mark.parametrize("missing", [1, 100, 4000, 5_000, 1_000_000])
 def test_a_write_that_is_refused_leaves_the_earlier_ones(tmp_path, good, missing):
     big = made(3, model={"weight": torch.randn(300_000)})
@@ -343,7 +329,10 @@ def test_a_write_that_is_refused_leaves_the_earlier_ones(tmp_path, good, missing
     size = (tmp_path / "step-00000001.pt").stat().st_size
     checkpoints.save(made(2), 2)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with small_file_limit(size - missing), pytest.raises(TrainingError, match=r"not be written.*too large") as caught:
+    with (
+        files_no_larger_than(size - missing),
+        pytest.raises(TrainingError, match=r"not be written.*too large") as caught,
+    ):
         checkpoints.save(big, 3)
     assert "step-00000003.pt" in caught.value.message and "--resume" in caught.value.hint
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

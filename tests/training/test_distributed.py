@@ -13,20 +13,14 @@ import torch
 from engine import assert_equal_gradients, build
 from rank import run
 from rich.console import Console
+from runs import tiny_model, tiny_run
 from safetensors.torch import load_file
 
 from cliplet.config import (
-    DataConfig,
     DistilConfig,
-    ImageTowerConfig,
     LossConfig,
-    ModelConfig,
-    OptimConfig,
-    PreprocessConfig,
     RunConfig,
     StageConfig,
-    TextTowerConfig,
-    TokenizerConfig,
     TrainConfig,
     from_yaml,
     to_yaml,
@@ -134,32 +128,11 @@ def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     render_scenes(folder / "scenes", 32, 8, 0, seed=1, image_size=48)
     sorted((folder / "scenes" / "images").iterdir())[-1].write_bytes(b"no picture")
-    text = TextTowerConfig(
-        width=32,
-        layers=1,
-        heads=2,
-        context_length=32,
-        dropout=0.0,
-        embedding_dropout=0.0,
-        tokenizer=TokenizerConfig(vocab_size=400),
-    )
-    config = RunConfig(
-        name="tiny",
-        data=DataConfig(path=str(folder / "scenes"), captions_per_image=2, workers=1),
-        model=ModelConfig(
-            embed_dim=32,
-            image=ImageTowerConfig(name="test_resnet", train_batch_norm=True),
-            text=text,
-            preprocess=PreprocessConfig(image_size=48),
-        ),
-        optim=OptimConfig(image_lr=2e-3, text_lr=2e-3, head_lr=2e-3),
-        train=TrainConfig(
-            batch_size=8,
-            precision="fp32",
-            device="cpu",
-            ema=0.9,
-            stages=(StageConfig(epochs=1, image_blocks=0, augment=False), StageConfig(epochs=1)),
-        ),
+    config = tiny_run(
+        folder / "scenes",
+        tiny_model(dropout=0.0, embedding_dropout=0.0),
+        ema=0.9,
+        stages=(StageConfig(epochs=1, image_blocks=0, augment=False), StageConfig(epochs=1)),
     )
     teacher = build()
     teacher.save_pretrained(folder / "teacher")

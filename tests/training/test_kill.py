@@ -10,18 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import tiny_model, tiny_run
 
 from cliplet.config import (
-    DataConfig,
-    ImageTowerConfig,
-    ModelConfig,
-    OptimConfig,
-    PreprocessConfig,
     RunConfig,
     StageConfig,
-    TextTowerConfig,
-    TokenizerConfig,
-    TrainConfig,
     to_yaml,
 )
 from cliplet.data.scenes import render_scenes
@@ -39,21 +32,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(scenes: Path, **train_settings) -> RunConfig:
     """Steps of a tenth of a second, in two stages, with dropout, views and batch norm: all that has a state."""
-    settings = {"batch_size": 8, "stages": (StageConfig(epochs=1, image_blocks=1), StageConfig(epochs=2))}
-    return RunConfig(
-        name="tiny",
-        data=DataConfig(path=str(scenes), captions_per_image=2, workers=2),
-        model=ModelConfig(
-            embed_dim=32,
-            image=ImageTowerConfig(name="test_resnet", train_batch_norm=True),
-            text=TextTowerConfig(
-                width=32, layers=2, heads=2, context_length=32, dropout=0.2, tokenizer=TokenizerConfig(vocab_size=400)
-            ),
-            preprocess=PreprocessConfig(image_size=48),
-        ),
-        optim=OptimConfig(image_lr=2e-3, text_lr=2e-3, head_lr=2e-3),
-        train=TrainConfig(precision="fp32", device="cpu", log_every=1, **{**settings, **train_settings}),
-    )
+    settings = {"stages": (StageConfig(epochs=1, image_blocks=1), StageConfig(epochs=2)), **train_settings}
+    return tiny_run(scenes, tiny_model(layers=2, dropout=0.2), workers=2, log_every=1, **settings)
 
 
 def start(config: RunConfig, output: Path) -> subprocess.Popen:

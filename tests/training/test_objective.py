@@ -10,7 +10,8 @@ from cliplet.config import LossConfig, RunConfig, StageConfig, StageLossConfig
 from cliplet.errors import TrainingError
 from cliplet.losses import hard_negative_margin, info_nce, siglip
 from cliplet.models.dual_encoder import Output
-from cliplet.training.objective import chance_loss, loss_in_stage, loss_terms, total, weights_of
+from cliplet.training.chance import chance_loss
+from cliplet.training.objective import loss_in_stage, loss_terms, total, weights_of
 
 OWNERS = torch.tensor([0, 0, 1, 2, 2])
 

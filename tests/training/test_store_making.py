@@ -29,7 +29,7 @@ from cliplet.config import (
 )
 from cliplet.data import teacher_shards
 from cliplet.data.images import decode
-from cliplet.data.packing import Interrupted
+from cliplet.data.pack_plan import Interrupted
 from cliplet.data.readers import read_source
 from cliplet.data.teacher_store import StoreManifest, StoreSettings, TeacherStore
 from cliplet.data.transforms import View, apply_view
@@ -177,7 +177,7 @@ def test_the_store_opens_for_the_records_it_was_made_of(store, photos, saved_mod
     records = read_source(str(photos)).select("train")
     targets = TeacherStore.open(folder).aligned(records)
     assert (targets.views, targets.whole, len(targets)) == (VIEWS, 2, COUNT)
-    assert targets.reason(BAD) and targets.reason(BAD - 1) is None
+    assert list(targets.reasons) == [BAD]
     teacher = DualEncoder.from_pretrained(saved_model)
     image_BT, _ = targets.image_features(np.array([9, 2]), np.array([1, 2]))
     for at, (row, number) in enumerate(((9, 1), (2, 2))):

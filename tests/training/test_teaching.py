@@ -12,6 +12,7 @@ import pytest
 import torch
 from engine import assert_equal_gradients, gradients_of
 from rich.console import Console
+from runs import tiny_model, tiny_run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,7 +20,6 @@ from cliplet.config import (
     AugmentConfig,
     DataConfig,
     DistilConfig,
-    ImageTowerConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -27,9 +27,6 @@ from cliplet.config import (
     RunConfig,
     StageConfig,
     StageLossConfig,
-    TextTowerConfig,
-    TokenizerConfig,
-    TrainConfig,
 )
 from cliplet.data.loader import TrainLoader
 from cliplet.data.quarantine import Quarantine
@@ -51,14 +48,8 @@ AUGMENT = AugmentConfig(crop_scale=(0.5, 1.0), flip=0.5, brightness=0.2, saturat
 
 
 def student(embed_dim=32, size=32, width=32) -> ModelConfig:
-    return ModelConfig(
-        embed_dim=embed_dim,
-        image=ImageTowerConfig(name="test_resnet", train_batch_norm=True),
-        text=TextTowerConfig(
-            width=width, layers=1, heads=2, context_length=32, tokenizer=TokenizerConfig(vocab_size=400)
-        ),
-        preprocess=PreprocessConfig(image_size=size, mean=(0.4, 0.5, 0.6)),
-    )
+    config = tiny_model(size, embed_dim, width=width)
+    return config.model_copy(update={"preprocess": PreprocessConfig(image_size=size, mean=(0.4, 0.5, 0.6))})
 
 
 @pytest.fixture(scope="module")
@@ -99,26 +90,9 @@ LOSS = {"feature": 0.5, "logit": 0.7, "affinity": 0.2}
 
 
 def config_of(scenes, output, *, distil, loss=LOSS, stages=TWO_EPOCHS, **settings) -> RunConfig:
-    return RunConfig(
-        name="tiny",
-        data=DataConfig(path=str(scenes), captions_per_image=2, workers=1),
-        augment=AUGMENT,
-        model=student(),
-        loss=LossConfig(**loss),
-        distil=distil,
-        optim=OptimConfig(image_lr=2e-3, text_lr=2e-3, head_lr=2e-3),
-        train=TrainConfig(
-            **{
-                "output": str(output),
-                "batch_size": 8,
-                "stages": stages,
-                "precision": "fp32",
-                "device": "cpu",
-                "log_every": 1,
-                **settings,
-            }
-        ),
-    )
+    settings = {"output": str(output), "stages": stages, "log_every": 1, **settings}
+    config = tiny_run(scenes, student(), **settings)
+    return config.model_copy(update={"augment": AUGMENT, "loss": LossConfig(**loss), "distil": distil})
 
 
 def quietly(config, **more):

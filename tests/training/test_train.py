@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,27 +16,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import files_no_larger_than, tiny_model, tiny_run
 from safetensors.torch import load_file
 
 import cliplet
 from cliplet.cli import main
 from cliplet.config import (
     AugmentConfig,
-    DataConfig,
-    ImageTowerConfig,
     LossConfig,
-    ModelConfig,
-    OptimConfig,
-    PreprocessConfig,
     RunConfig,
     SamConfig,
     SharedHeadConfig,
     StageConfig,
     StageLossConfig,
     TemperatureConfig,
-    TextTowerConfig,
-    TokenizerConfig,
-    TrainConfig,
     from_yaml,
     to_yaml,
 )
@@ -56,28 +48,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(scenes: Path, output: Path, **train_settings) -> RunConfig:
     """A run of seconds: 0.4 M parameters, pictures of 48 pixels, and dropout so that randomness counts."""
-    settings = {
-        "batch_size": 8,
-        "stages": (StageConfig(epochs=3),),
-        "precision": "fp32",
-        "log_every": 2,
-        "device": "cpu",
-    }
-    return RunConfig(
-        name="tiny",
-        data=DataConfig(path=str(scenes), captions_per_image=2, workers=2),
-        augment=AugmentConfig(flip=0.0),
-        model=ModelConfig(
-            embed_dim=32,
-            image=ImageTowerConfig(name="test_resnet", train_batch_norm=True),
-            text=TextTowerConfig(
-                width=32, layers=1, heads=2, context_length=32, tokenizer=TokenizerConfig(vocab_size=400)
-            ),
-            preprocess=PreprocessConfig(image_size=48),
-        ),
-        optim=OptimConfig(image_lr=2e-3, text_lr=2e-3, head_lr=2e-3, weight_decay=0.0),
-        train=TrainConfig(output=str(output), **{**settings, **train_settings}),
-    )
+    settings = {"output": str(output), "stages": (StageConfig(epochs=3),), "log_every": 2, **train_settings}
+    config = tiny_run(scenes, tiny_model(), workers=2, weight_decay=0.0, **settings)
+    return config.model_copy(update={"augment": AugmentConfig(flip=0.0)})
 
 
 def with_parts(config: RunConfig, **parts) -> RunConfig:
@@ -333,19 +306,6 @@ def test_when_the_only_checkpoint_is_damaged_nothing_is_touched(scenes, finished
     with pytest.raises(TrainingError, match=r"no checkpoint is good:\n.*step-00000012.pt is damaged"):
         train(tiny(scenes, output), resume=True)
     assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == before
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """The kernel refuses what is beyond it, as a full disk does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_to_go_on_from(scenes: Path, finished: Path, tmp_path: Path):

@@ -167,14 +167,15 @@ def pack(words: list[str]) -> None:
 
     options: Options = parse(Options, "pack", words, pack.__doc__ or "")
 
-    from cliplet.data.pack_report import speed_bar, summary
+    from cliplet.console import speed_bar
+    from cliplet.data.pack_report import summary
     from cliplet.data.packing import pack as pack_data
     from cliplet.data.shards import Settings
 
     settings = Settings(
         options.split, options.size, options.format, options.quality, options.shard_pictures, options.samples
     )
-    with speed_bar() as tell:
+    with speed_bar("packing") as tell:
         result = pack_data(
             options.data, options.out, settings, options.images, options.workers, options.quarantine, tell
         )

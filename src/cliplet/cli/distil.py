@@ -6,9 +6,6 @@ import dataclasses
 import os
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +18,7 @@ def distil_store(words: list[str]) -> None:
     import tyro
 
     from cliplet.config import AugmentConfig, RunConfig
+    from cliplet.console import speed_bar
     from cliplet.recipes import recipe
 
     named = _recipe_named(words)
@@ -75,7 +73,7 @@ def distil_store(words: list[str]) -> None:
         options.seed,
         options.samples,
     )
-    with _speed_bar() as tell:
+    with speed_bar("embedding") as tell:
         result = make_store(
             options.data,
             options.out,
@@ -130,13 +128,15 @@ def _training(options: Any, named: str, base: Any, teachers: Any) -> str:
 
 def _summary(result: Any) -> str:
     """What the store holds, for the end of the command. `result`: a StoreResult."""
+    from cliplet.console import counted
+
     manifest = result.manifest
     pictures = sum(shard.pictures for shard in manifest.shards) - manifest.left_out
     lines = [
-        f"{_counted(pictures, 'picture')} with {_counted(manifest.settings.views, 'view')} each, "
-        f"{_counted(sum(shard.captions for shard in manifest.shards), 'caption')}, "
-        f"{_counted(len(manifest.teachers), 'teacher')}, {_counted(len(manifest.shards), 'shard')}; "
-        f"{_counted(manifest.left_out, 'picture')} left out",
+        f"{counted(pictures, 'picture')} with {counted(manifest.settings.views, 'view')} each, "
+        f"{counted(sum(shard.captions for shard in manifest.shards), 'caption')}, "
+        f"{counted(len(manifest.teachers), 'teacher')}, {counted(len(manifest.shards), 'shard')}; "
+        f"{counted(manifest.left_out, 'picture')} left out",
         f"{result.bytes / 1e6:,.1f} MB: {result.bytes / pictures / 1e3:,.1f} GB per million pictures",
     ]
     if result.computed:
@@ -147,38 +147,3 @@ def _summary(result: Any) -> str:
     if result.quarantine:
         lines.append(result.quarantine.summary())
     return "\n".join(lines)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-@contextmanager
-def _speed_bar() -> Iterator[Callable[[int, int], None]]:
-    """A function to tell progress to, shown on standard error with pictures a second."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from cliplet.console import progress_bar
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        with progress_bar("embedding", console) as tell:
-            yield tell
-        return
-    left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
-    columns = (TextColumn("embedding"), BarColumn(bar_width=24), MofNCompleteColumn(), *left)
-    progress = Progress(*columns, console=console, transient=True)
-    task = progress.add_task("embedding", total=None, speed="")
-    began: list[float] = []
-
-    def tell_speed(done: int, total: int) -> None:
-        progress.start()  # not before: reading the data set may show a bar of its own
-        began.extend([time.monotonic()] * (not began))
-        speed = done / max(time.monotonic() - began[0], 1e-6)
-        progress.update(task, completed=done, total=total, speed=f"{speed:,.0f} pictures/s" if done > 1 else "")
-
-    try:
-        yield tell_speed
-    finally:
-        progress.stop()

@@ -172,7 +172,7 @@ class TrainLoader:
         image = self.records.image(row)
         if image in self.quarantine:
             return False
-        if work.targets is not None and work.targets.reason(row):
+        if work.targets is not None and row in work.targets.reasons:
             return False
         if work.image_features is not None and not work.image_features.good_N[row]:
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, count
@@ -29,6 +29,10 @@ except ImportError:  # Windows: nothing keeps two commands from writing the same
 FORMATS = {"jpeg": "jpg", "webp": "webp"}  # and their endings
 SIZES_TAKEN = 1000  # pictures of a split whose files' sizes go into the fingerprint
 PREFIX = 40  # characters of a split's name in a shard's
+
+
+class Interrupted(DataError):
+    """Ctrl-C. What is done stays."""
 
 
 class Plan(NamedTuple):
@@ -55,8 +59,13 @@ def check_settings(settings: Settings, workers: int | None) -> None:
         (settings.samples is None or settings.samples >= 1, f"--samples is {settings.samples}", "Take one at least."),
         (workers is None or workers >= 1, f"--workers is {workers}", "It takes one thread at least."),
     )
-    for good, message, hint in rules:
-        if not good:
+    refuse_broken(rules)
+
+
+def refuse_broken(rules: Iterable[tuple[bool, str, str]]) -> None:
+    """Raises ConfigError with message and hint of the first rule that does not hold."""
+    for holds, message, hint in rules:
+        if not holds:
             raise ConfigError(message, hint)
 
 
@@ -184,7 +193,7 @@ def is_there(out: Path, name: str, size: int) -> bool:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Raises DataError where another process packs into the same folder."""
+    """Raises DataError where another process writes into the same folder in this way."""
     if fcntl is None:
         yield
         return
@@ -193,9 +202,24 @@ def alone(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{out}: another cliplet pack is writing there", "Wait for its end.") from None
+            raise DataError(f"{out}: another command is writing there", "Wait for its end.") from None
         except OSError:  # a file system without locks
             pass
         yield
     finally:
         os.close(folder)
+
+
+@contextmanager
+def explained(out: Path, work: str) -> Iterator[None]:
+    """What ends the work, as an error that says how to go on. Finished shards stay, the one begun is gone."""
+    again = "Finished shards are kept; the same command goes on after them."
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"{out}: {work} was interrupted", again) from None
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be written: {error.strerror or error}",
+            f"Make room, or see to the rights of the folder. {again}",
+        ) from None

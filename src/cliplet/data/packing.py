@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -57,10 +56,6 @@ MOST_WORKERS = 32
 
 Done = dict[str, tuple[Shard, list[Problem]]]
 Tell = Callable[[int, int], None]  # of pictures (done, total)
-
-
-class Interrupted(DataError):
-    """Ctrl-C. What is done stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +186,7 @@ def pack(
             pack_plan.check_there(out, earlier)
             (out / JOURNAL).unlink(missing_ok=True)  # killed at the last moment
             return PackResult(earlier, 0, 0.0, None)
-    with _explained(out):
+    with pack_plan.explained(out, "packing"):
         out.mkdir(parents=True, exist_ok=True)
         with pack_plan.alone(out):
             book = Quarantine(quarantine, resume=earlier is not None)
@@ -265,18 +260,3 @@ def _write_missing(
             journal.flush()
             os.fsync(journal.fileno())
     return tried
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """What ends packing, as an error that says how to go on. Finished shards stay, the one begun is gone."""
-    again = "Finished shards are kept; the same command goes on after them."
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(f"{out}: packing was interrupted", again) from None
-    except OSError as error:
-        raise DataError(
-            f"{out}: cannot be written: {error.strerror or error}",
-            f"Make room, or see to the rights of the folder. {again}",
-        ) from None

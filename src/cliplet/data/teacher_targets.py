@@ -44,10 +44,6 @@ class StoredTargets:
         """By row, why pictures have no embeddings."""
         return self._at.reasons
 
-    def reason(self, row: int) -> str | None:
-        """Why a picture has no embeddings; None where it has."""
-        return self._at.reasons.get(row)
-
     def numbers(self, draws_B: np.ndarray, augmented: bool) -> np.ndarray:
         """(B,) which of its views each of some pictures shows, by a uniform number in [0, 1); not `augmented`, whole
         pictures. Raises DataError where the store has none of that kind."""

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from cliplet.errors import ModelError
+from cliplet.hub import hub_answers
 
-SECONDS_TO_ANSWER = 5.0  # of the hub
 T = TypeVar("T")
 
 
@@ -47,13 +47,10 @@ def first_that_loads(what: str, sources: Sequence[str], load: Callable[[str], T]
 def look_for_the_hub() -> None:
     """Goes offline, in this process, where the hub does not answer: its client would then use its cache at once, and
     else try again for minutes, file by file, before it does."""
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import constants
 
-    if not constants.HF_HUB_OFFLINE:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
-        except Exception:  # of the HTTP library, which changes
-            constants.HF_HUB_OFFLINE = True
+    if not constants.HF_HUB_OFFLINE and not hub_answers():
+        constants.HF_HUB_OFFLINE = True
 
 
 def resolve(source: str) -> str:

@@ -11,11 +11,11 @@ from cliplet.evaluation.report import write_report
 from cliplet.model_card import model_card
 from cliplet.models import DualEncoder
 from cliplet.training.averages import best_mixture
-from cliplet.training.objective import chance_loss, loss_in_stage
+from cliplet.training.chance import chance_loss
+from cliplet.training.objective import is_taught, loss_in_stage
 from cliplet.training.run_log import read_log
 from cliplet.training.stages import stage_at
 from cliplet.training.start import start_model
-from cliplet.training.teaching import is_taught
 from cliplet.training.trainer import TRAINED_SHARE
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -96,6 +95,11 @@ def weights_of(loss: LossConfig) -> dict[str, float]:
     return weights
 
 
+def is_taught(loss: LossConfig) -> bool:
+    """Whether a loss has a term of teachers'."""
+    return bool(TAUGHT_TERMS.keys() & weights_of(loss).keys())
+
+
 def loss_terms(
     output: Output, caption_image_C: torch.Tensor, loss: LossConfig, lesson: Lesson | None = None
 ) -> dict[str, torch.Tensor]:
@@ -122,20 +126,3 @@ def total(terms: dict[str, torch.Tensor], loss: LossConfig) -> torch.Tensor:
     """The sum of the terms, each times its weight: what is minimised."""
     weights = weights_of(loss)
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-
-
-def chance_loss(loss: LossConfig, images: int, captions_per_image: int) -> float:
-    """The loss, but for teachers' terms, of a model that tells no pair from another: all its features are alike, its
-    bias the best there is.
-
-    In closed form, for the logits of a large batch would fill the memory. InfoNCE towards shared targets is ln B, and
-    the side with the first caption as target ln(1 + (B - 1) K); SigLIP's best sigmoid is the share of right pairs.
-    """
-    wrong, batch = images - 1, math.log(images)
-    first = math.log(1 + wrong * captions_per_image)
-    chances = {
-        "info_nce": batch if loss.soft_targets else (first + batch) / 2,
-        "siglip": batch - wrong * math.log1p(-1 / images) if wrong else 0.0,
-        "hard_negative": loss.margin if wrong else 0.0,
-    }
-    return sum(weight * chances[name] for name, weight in weights_of(loss).items() if name in TERMS)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from cliplet.errors import ModelError
 from cliplet.models.huggingface import current_names
-from cliplet.models.open_clip_tokenizers import SAMPLES, library, tokenizer_of
+from cliplet.models.open_clip_tokenizers import SAMPLES, library
 from cliplet.models.open_clip_weights import find_pretrained, read_open_clip_weights
 from cliplet.models.sources import load_exactly
 
@@ -25,22 +25,10 @@ NOT_FOR_FEATURES = ("logit_bias", "text.transformer.embeddings.position_ids")
 
 
 def is_theirs_alone(source: str) -> bool:
-    """Whether OpenCLIP can express a model, found already to be none for cliplet, in its text side or tokenizer."""
-    name, _, pretrained = source.partition("/")
-    described = library(f"open_clip:{source}").get_model_config(name)
-    if not described:
-        return False
-    if described["text_cfg"].get("hf_model_name"):
-        return True
-    try:
-        folder = find_pretrained(name, pretrained).file.parent
-    except ModelError:
-        return False
-    try:
-        tokenizer_of(name, described["text_cfg"], folder)
-    except ModelError:
-        return True
-    return False
+    """Whether a model's text side or tokenizer is a Hugging Face one, which cliplet may not be able to express."""
+    described = library(f"open_clip:{source}").get_model_config(source.partition("/")[0])
+    text = described["text_cfg"] if described else {}
+    return bool(text.get("hf_model_name") or text.get("hf_tokenizer_name"))
 
 
 class OpenClipTeacher:

@@ -35,7 +35,7 @@ from cliplet.training.batch_norm import moves_once, running_statistics, stands_s
 from cliplet.training.cpu import MatrixAttention
 from cliplet.training.distillation import Distillation
 from cliplet.training.distributed import Ranks
-from cliplet.training.objective import TAUGHT_TERMS, Lesson, loss_terms, total, weights_of
+from cliplet.training.objective import Lesson, is_taught, loss_terms, total
 from cliplet.training.sam import Sam
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -305,7 +305,7 @@ class Stepper:
 
     def _lesson(self, output: Output, parts: Parts, loss: LossConfig) -> Lesson | None:
         """What teachers say of the batch of all ranks; None where the loss does not ask them."""
-        if self.distillation is None or not TAUGHT_TERMS.keys() & weights_of(loss).keys():
+        if self.distillation is None or not is_taught(loss):
             return None
         images, captions = zip(*parts.counts, strict=True)
         features = [

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cliplet.config import differences
+from cliplet.data.pack_plan import refuse_broken
 from cliplet.data.shards import MANIFEST, PART, QUARANTINE
 from cliplet.data.teacher_store import StoreManifest, StoreSettings
 from cliplet.errors import ConfigError, DataError
@@ -22,9 +23,7 @@ def check_settings(teachers: Sequence[str], settings: StoreSettings, workers: in
         (settings.samples is None or settings.samples >= 1, f"--samples is {settings.samples}", "Take one at least."),
         (workers is None or workers >= 1, f"--workers is {workers}", "It takes one thread at least."),
     )
-    for good, message, hint in rules:
-        if not good:
-            raise ConfigError(message, hint)
+    refuse_broken(rules)
 
 
 def refuse_twice(names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -25,7 +25,6 @@ from cliplet.console import Tell
 from cliplet.data import pack_plan
 from cliplet.data.images import MAX_BYTES, decode
 from cliplet.data.loader import TRAIN_SIDES, WHOLE, default_workers
-from cliplet.data.packing import Interrupted
 from cliplet.data.places import read_bytes
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers import read_source
@@ -55,7 +54,6 @@ from cliplet.training.teachers import Teacher, identity, open_teacher
 from cliplet.training.tower_features import PICTURES_AT_ONCE
 
 RANK_TIMEOUT = 6 * 3600.0  # seconds that ranks wait for each other: at the end, as long as a shard takes
-AGAIN = "Finished shards are kept; the same command goes on after them."
 
 Say = Callable[[str], None]
 
@@ -165,7 +163,7 @@ def make_store(
     teacher; TrainingError for the device; Interrupted after Ctrl-C.
     """
     store_checks.check_settings(teachers, settings, workers)
-    with _explained(out), joined(RANK_TIMEOUT) as ranks, ExitStack() as stack:
+    with pack_plan.explained(out, "storing"), joined(RANK_TIMEOUT) as ranks, ExitStack() as stack:
         place = _device(device)
         computes_in = choose_precision(precision, place)
         store_checks.check_folder(data, images, out)
@@ -205,7 +203,7 @@ def make_store(
         )
         if ranks.first:
             out.mkdir(parents=True, exist_ok=True)
-            _hold(stack, out)
+            stack.enter_context(pack_plan.alone(out))
             manifest.write(out)
         missing = ranks.from_first(lambda: [at for at, stem in enumerate(manifest.stems) if not is_done(out, stem)])
         if earlier:
@@ -284,25 +282,3 @@ def _device(name: str) -> torch.device:
         return choose_device(name, *place_of_rank())
     except TrainingError as error:
         raise TrainingError(error.message, error.hint.replace("--train.device", "--device")) from None
-
-
-def _hold(stack: ExitStack, out: Path) -> None:
-    """Keeps other commands from the folder until the stack ends. Raises DataError where another has it."""
-    try:
-        stack.enter_context(pack_plan.alone(out))
-    except DataError:
-        raise DataError(f"{out}: another command is writing there", "Wait for its end.") from None
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """What ends the work, as an error that says how to go on. Finished shards stay, the one begun is gone."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(f"{out}: storing was interrupted", AGAIN) from None
-    except OSError as error:
-        raise DataError(
-            f"{out}: cannot be written: {error.strerror or error}",
-            f"Make room, or see to the rights of the folder. {AGAIN}",
-        ) from None

@@ -154,19 +154,11 @@ def open_teacher(source: str | Path, device: torch.device, precision: str) -> Te
     model: _Model
     try:
         model = _Ours(open_model(source))
-    except ModelError as error:
-        if not name.startswith(OPEN_CLIP):
+    except ModelError:
+        if not name.startswith(OPEN_CLIP) or not is_theirs_alone(name.removeprefix(OPEN_CLIP)):
             raise
-        model = _opened_by_open_clip(name.removeprefix(OPEN_CLIP), error)
+        model = OpenClipTeacher(name.removeprefix(OPEN_CLIP))
     return Teacher(name, weights, model, device, precision)
-
-
-def _opened_by_open_clip(source: str, first: ModelError) -> OpenClipTeacher:
-    """A model that cliplet refused. Raises ModelError, the first where the model is not OpenCLIP's alone."""
-    try:
-        return OpenClipTeacher(source)
-    except ModelError as error:
-        raise (error if is_theirs_alone(source) else first) from None
 
 
 def identity(source: str | Path) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from cliplet.data.batch import Batch
 from cliplet.data.records import Records
 from cliplet.data.teacher_store import StoredTargets, TeacherInfo, TeacherStore
 from cliplet.errors import TrainingError
-from cliplet.training.objective import TAUGHT_TERMS, loss_in_stage, weights_of
+from cliplet.training.objective import is_taught, loss_in_stage
 from cliplet.training.optim import choose_precision
 from cliplet.training.teachers import LiveTeachers, identity, known_facts
 
@@ -38,11 +38,6 @@ class Teaching:
     def taught(self, batch: Batch, loss: LossConfig) -> Batch:
         """A batch with what the teachers make of it, if the loss asks for that."""
         return self.live.taught(batch) if self.live and is_taught(loss) else batch
-
-
-def is_taught(loss: LossConfig) -> bool:
-    """Whether a loss has a term of teachers'."""
-    return bool(TAUGHT_TERMS.keys() & weights_of(loss).keys())
 
 
 def open_teaching(

@@ -23,6 +23,7 @@ from cliplet.evaluation import Evaluation, evaluate
 from cliplet.model_card import model_card
 from cliplet.models import DualEncoder
 from cliplet.training.averages import WeightAverage
+from cliplet.training.chance import warning_at_chance
 from cliplet.training.checkpoint import Checkpoint, Checkpoints
 from cliplet.training.chunk_size import out_of_memory_answer
 from cliplet.training.distillation import Distillation
@@ -30,24 +31,17 @@ from cliplet.training.distributed import Ranks
 from cliplet.training.features import FrozenFeatures
 from cliplet.training.memory import out_of_memory
 from cliplet.training.meter import RECENT, Meter, Scalars
-from cliplet.training.objective import chance_loss, loss_in_stage
+from cliplet.training.objective import loss_in_stage
 from cliplet.training.optim import learning_rate, set_learning_rate
 from cliplet.training.run_log import RunLog
 from cliplet.training.sam import Sam
 from cliplet.training.skips import LOWER_RATES, Skips
 from cliplet.training.stages import Place, peak_rates, set_trainable, stage_at
 from cliplet.training.step import Stepper
-from cliplet.training.teaching import Teaching, is_taught
+from cliplet.training.teaching import Teaching
 
 CHECKPOINTS = "checkpoints"  # in the run folder
-USUAL_CAUSES = (
-    "Usual causes: captions that do not belong to their pictures (look with: cliplet inspect DATA); learning rates too "
-    "high or too low by a factor of ten (--optim.head-lr, --optim.image-lr, --optim.text-lr); a tower from scratch "
-    "with too little data or too few steps; pretrained weights with another mean and deviation than model.preprocess "
-    "says."
-)
 TRAINED_SHARE = "trained_share"  # in metrics.json of a model whose weights are mixed with its start's
-CHANCE_SHARE = 0.97  # a mean loss above this share of chance has learnt nothing
 
 
 class Interrupted(TrainingError):
@@ -319,17 +313,11 @@ class Trainer:
         warming_up = step < self.config.optim.warmup * self.total_steps
         if self.warned or warming_up or len(self.meter.losses) < max(1, enough):
             return
-        if is_taught(self._loss(place)):  # of what teachers say, nobody knows the chance
-            return
-        chance = chance_loss(self._loss(place), self.loader.batch_size, self.config.data.captions_per_image)
-        loss = self.meter.mean_loss()
-        if loss > CHANCE_SHARE * chance:
+        captions = self.config.data.captions_per_image
+        warning = warning_at_chance(self._loss(place), self.meter.mean_loss(), self.loader.batch_size, captions)
+        if warning:
             self.warned = True
-            log.warning(
-                step,
-                f"After {step} steps the loss is still {loss:.2f}, no better than chance ({chance:.2f} for "
-                f"a batch of {self.loader.batch_size}): the model tells no pair from another. {USUAL_CAUSES}",
-            )
+            log.warning(step, f"After {step} steps the loss is still {warning}")
 
     def _validate(self, log: RunLog) -> None:
         with self.averaged():

@@ -730,7 +730,7 @@ def test_errors_of_the_hub(monkeypatch, error, message):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset_builder", fail)
     with pytest.raises(DataError, match=message) as caught:
         huggingface.read_hub("hf:a/b")
@@ -750,7 +750,7 @@ def pretended_hub(tmp_path, monkeypatch):
         asked.append((path, config))
         return load(str(tmp_path / "repo"))
 
-    monkeypatch.setattr(hub, "_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
     return asked
 

@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 from cliplet.data.readers.arrow_rows import find_columns
 from cliplet.errors import INSTALL_TRAIN, DataError
+from cliplet.hub import hub_answers
 
 STORED_AT_ONCE = 100  # rows
-SECONDS_TO_ANSWER = 5.0
 NOT_HERE = "is neither a file nor a folder here"
 NAME_FORM = "A data set on the hub is named hf:owner/name, or hf:owner/name:configuration."
 
@@ -65,7 +65,7 @@ def from_hub(datasets: Any, name: str, repo: str, config: str | None, samples: i
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     folder = cache / "cliplet" / repo.replace("/", "___") / f"{quote(config or 'default', safe='')}-first-{samples}"
     if samples is None or not folder.is_dir():
-        if not _reachable() and (samples is not None or not _in_cache(cache, repo)):
+        if not hub_answers() and (samples is not None or not _in_cache(cache, repo)):
             raise _out_of_reach(name)
         builder = datasets.load_dataset_builder(f"hf://datasets/{repo}", config)  # so it is never a folder here
         if builder.info.features:
@@ -131,17 +131,6 @@ def _with_bytes(table: Any, column: str) -> Any:
         except FileNotFoundError:  # a bad row; a lost connection is not, and goes on up
             cell["path"] = None
     return table.set_column(table.schema.get_field_index(column), field, pa.array(cells, field.type))
-
-
-def _reachable() -> bool:
-    """Whether the hub answers: `datasets` by itself would try for half a minute."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=SECONDS_TO_ANSWER)
-    except Exception:  # of the HTTP library, which changes, or that offline mode is on
-        return False
-    return True
 
 
 def _in_cache(cache: Path, repo: str) -> bool:
