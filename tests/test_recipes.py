@@ -67,7 +67,7 @@ def test_the_list_names_every_recipe_with_its_sizes_and_published_figures(capsys
 
 def test_the_list_as_json(capsys):
     assert main(["recipes", "--json"]) == 0
-    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)["recipes"]}
     assert list(listed) == list(RECIPES)
     assert listed["tinyvit-minilm-convffn"]["parameters_M"] == pytest.approx(34.4, abs=0.2)
     assert "42.3 / 29.3" in listed["tinyvit-minilm-convffn"]["published"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,21 +89,48 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def recall_table(metrics: dict[str, float], title: str) -> Table:
-    """Recalls and ranks in both directions. `metrics`: from `retrieval_metrics`."""
+def recall_table(
+    metrics: Mapping[str, float],
+    title: str,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    others: Mapping[str, Any] | None = None,
+) -> Table:
+    """Recalls and ranks in both directions. `metrics`: from `retrieval_metrics`; `intervals`: of each metric, (low,
+    high); `others`: other models' metrics by name, as objects with `metrics` and perhaps `intervals`."""
     table = Table(title=Text(title), title_justify="left")
     for heading in ("", "R@1", "R@5", "R@10", "median rank", "mean rank"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, direction in (("image→text", "image_to_text"), ("text→image", "text_to_image")):
-        recalls = [f"{metrics[f'{direction}_R@{k}']:.1f}" for k in (1, 5, 10)]
-        table.add_row(
-            name, *recalls, f"{metrics[f'{direction}_median_rank']:g}", f"{metrics[f'{direction}_mean_rank']:.1f}"
-        )
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
+    rows = {"": (metrics, intervals or {})}
+    rows |= {name: (one.metrics, getattr(one, "intervals", {})) for name, one in (others or {}).items()}
+    for model, (values, ends) in rows.items():
+        if model:
+            table.add_section()
+            table.add_row(Text(model, style="italic"))
+        for name, direction in (("image→text", "image_to_text"), ("text→image", "text_to_image")):
+            recalls = [_with_interval(values, ends, f"{direction}_R@{k}") for k in (1, 5, 10)]
+            ranks = f"{values[f'{direction}_median_rank']:g}", f"{values[f'{direction}_mean_rank']:.1f}"
+            table.add_row(name, *recalls, *ranks)
+    counts = f"{counted(int(metrics['images']), 'picture')}, {counted(int(metrics['captions']), 'caption')}"
     table.caption = (
-        f"{metrics['images']:,} pictures, {metrics['captions']:,} captions, rsum {metrics['rsum']:.1f}; "
+        f"{counts}, rsum {_with_interval(metrics, intervals or {}, 'rsum', ' (', ')')}; "
         "in percent; all captions of a picture are right, ties count against the model"
+        + ("; below each, its 95 % interval" if intervals else "")
     )
     return table
+
+
+def _with_interval(
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    name: str,
+    before: str = "\n[dim]",
+    after: str = "[/dim]",
+) -> str:
+    value = f"{metrics[name]:.1f}"
+    if name not in intervals:
+        return value
+    low, high = intervals[name]
+    return f"{value}{before}{low:.1f}–{high:.1f}{after}"
 
 
 def recipe_list(recipes: list[dict[str, Any]]) -> str:

@@ -18,6 +18,7 @@ from cliplet.data.scenes import ANNOTATIONS, render_scenes
 from cliplet.errors import INSTALL_TRAIN, ClipletError, TrainingError
 from cliplet.evaluation import Evaluation, evaluate
 from cliplet.recipes import recipe
+from cliplet.results import DemoSummary
 from cliplet.runtime.encoder import Encoder, load
 
 TRAIN, VAL, TEST = 4000, 300, 500
@@ -37,11 +38,12 @@ QUERIES = (
 )
 
 
-def run_demo(output: Path, seed: int, console: Console | None = None) -> Evaluation:
+def run_demo(output: Path, seed: int, console: Console | None = None) -> DemoSummary:
     """Renders into `output`/data, trains the recipe `demo` into `output`, measures it on the test split and draws
     the answers to a few queries. An earlier demo in `output` is replaced; another folder there is refused.
 
-    Returns the evaluation on the test split, whose pictures all show a pair of shape and colour unseen in training.
+    Returns what it made, with the metrics on the test split, whose pictures all show a pair of shape and colour unseen
+    in training.
     """
     console = console or Console()
     try:
@@ -82,7 +84,14 @@ def run_demo(output: Path, seed: int, console: Console | None = None) -> Evaluat
     console.print(recall_table(evaluation.metrics, "demo, test split"))
     say(console, f"pictures found: {queries}\nreport:         {run.report}")
     say(console, f"model:          {run.model_folder}\nscenes:         {data / 'images'}")
-    return evaluation
+    return DemoSummary(
+        model=str(run.model_folder),
+        report=str(run.report),
+        queries=str(queries),
+        scenes=str(data / "images"),
+        seed=seed,
+        metrics=evaluation.metrics,
+    )
 
 
 def _configure(output: Path, data: Path, seed: int) -> RunConfig:

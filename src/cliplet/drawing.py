@@ -1,4 +1,5 @@
-"""Pictures for people: sheets of thumbnails with their captions, and of text queries with their answers."""
+"""Pictures for people: sheets of thumbnails with their captions, of text queries with their answers, and of one picture
+with captions ranked."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from cliplet.data.images import load_image
+from cliplet.data.places import file_name
 from cliplet.errors import DataError
 from cliplet.files import written_beside
 
 Picture = Image.Image | str | Path
 Answer = tuple[Picture, float, bool]  # a picture, its score, and whether it is a right one
+ScoredText = tuple[str, float, float | None]  # a caption, its score, and its share from 0 to 1 where there are shares
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont | ImageFont.TransposedFont
 
 GAP = 12  # pixels between cells
@@ -22,6 +25,7 @@ CAPTION_LINES = 3
 REASON_LINES = 6
 ELLIPSIS = "..."
 PAPER, INK, FAINT, MISSING, RIGHT = "#ffffff", "#1c2024", "#60666d", "#d3d6d9", "#178a3c"
+PANEL, BAR = "#eceef0", "#1f5fbf"
 
 # The font inside Pillow knows ASCII only. Other letters are drawn with a font of the system where one of these is
 # installed, and as boxes where none is.
@@ -96,6 +100,38 @@ def _draw_answer(sheet: Image.Image, corner: tuple[int, int], answer: Answer, ce
     _write(draw, (left, top + cell + GAP // 2), [label], size, RIGHT if right else FAINT)
 
 
+def caption_sheet(picture: Picture, captions: Sequence[ScoredText], note: str = "", side: int = 420) -> Image.Image:
+    """One picture, its longer side `side` pixels, and beside it captions with bars, in the order given. RGB.
+
+    A bar's length is the caption's share, or its score where there are no shares: then negative ones have no bar.
+    Captions are cut after three lines. A picture that cannot be read raises ImageError.
+    """
+    small = thumbnail(picture, side)
+    size, width = max(12, side // 26), round(1.5 * side)
+    line, label_width, bar = _line_height(size), 8 * size, max(4, side // 50)
+    texts = [wrap(text, size, width - label_width - GAP, CAPTION_LINES) for text, _, _ in captions]
+    heights = [max(1, len(text)) * line + bar + 2 * GAP for text in texts]
+    notes = wrap(note, size, small.width + GAP + width, CAPTION_LINES)
+    body = max(small.height, sum(heights))
+    sheet = Image.new("RGB", (small.width + width + 3 * GAP, body + 2 * GAP + len(notes) * line), PAPER)
+    sheet.paste(small, (GAP, GAP))
+    draw, left, top = ImageDraw.Draw(sheet), small.width + 2 * GAP, GAP
+    for (_, score, share), text, height in zip(captions, texts, heights, strict=True):
+        _write(draw, (left, top), text, size)
+        end = left + width
+        for column, label in enumerate([f"{score:.3f}"] + ([] if share is None else [f"{share:.1%}"])):
+            at = end - column * label_width // 2 - round(_font(size, label).getlength(label))
+            _write(draw, (at, top), [label], size, FAINT)
+        below = top + height - bar - GAP
+        draw.rectangle((left, below, end, below + bar), fill=PANEL)
+        length = round(width * min(max(score if share is None else share, 0.0), 1.0))
+        if length:
+            draw.rectangle((left, below, left + length, below + bar), fill=BAR)
+        top += height
+    _write(draw, (GAP, body + 2 * GAP - GAP // 2), notes, size, FAINT)
+    return sheet
+
+
 def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
     """Sheets one below the other. Raises ValueError without any."""
     whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), PAPER)
@@ -111,10 +147,15 @@ def save_picture(image: Image.Image, file: Path) -> None:
 
     Raises DataError for an ending that is of no picture format.
     """
-    if file.suffix.lower() not in Image.registered_extensions():
-        raise DataError(f"{file}: {file.suffix or 'no ending'} is no picture format", "Name it SOMETHING.png.")
+    refuse_no_picture(file)
     with written_beside(file) as beside:
         image.save(beside)
+
+
+def refuse_no_picture(file: Path) -> None:
+    """Raises DataError for a name whose ending is of no picture format."""
+    if file.suffix.lower() not in Image.registered_extensions():
+        raise DataError(f"{file}: {file.suffix or 'no ending'} is no picture format", "Name it SOMETHING.png.")
 
 
 def thumbnail(picture: Picture, side: int) -> Image.Image:
@@ -140,8 +181,8 @@ def _tile(picture: Picture, cell: int) -> Image.Image:
 
 
 def short_reason(picture: Picture, error: Exception) -> str:
-    """Why a picture is not shown, without its folder, which would fill the cell."""
-    name = "" if isinstance(picture, Image.Image) else Path(picture).name
+    """Why a picture is not shown, without its folder or archive, which would fill the cell."""
+    name = "" if isinstance(picture, Image.Image) else Path(file_name(str(picture))).name
     reason = str(error) or type(error).__name__
     return reason.replace(str(picture), name) if name else reason
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,15 @@ def written_beside(file: Path) -> Iterator[Path]:
         flush(file.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def refuse_unwritable(file: Path) -> None:
+    """Raises OSError where a file could not be written, before the work for it is done. The folder is made."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file}: is a folder; name a file in it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=file.parent):
+        pass
 
 
 def flush(path: Path) -> None:

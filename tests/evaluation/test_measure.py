@@ -21,6 +21,8 @@ def unit(rows):
 class Engine:
     """Pictures are mean colours; captions are colours written as three numbers."""
 
+    logit_scale = None
+
     def image_features(self, pixels_BSS3):
         return unit(pixels_BSS3.mean((1, 2)) - 127.5)
 

@@ -1,6 +1,7 @@
 """Row i is input i: whatever the order, the batch, the kind of input, and what else is broken."""
 
 import io
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cliplet
 import cliplet.runtime.encoder as encoder_module
 from cliplet.config import PreprocessConfig
-from cliplet.errors import ImageError
+from cliplet.errors import ImageError, ModelError
 from cliplet.runtime.encoder import Encoder
 
 COLOURS = [(200, 10, 20), (10, 220, 30), (5, 15, 240), (120, 130, 10), (90, 5, 200), (33, 99, 66), (255, 250, 1)]
@@ -26,6 +28,8 @@ class Engine:
 
     def __init__(self):
         self.image_batches, self.text_shapes = [], []
+
+    logit_scale = None
 
     def image_features(self, pixels_BSS3):
         assert pixels_BSS3.dtype == np.uint8 and pixels_BSS3.shape[1:] == (16, 16, 3)
@@ -210,3 +214,28 @@ def test_a_torch_model_is_left_in_the_mode_it_was_in(tiny_model, captions):
     assert tiny_model.training
     np.testing.assert_allclose(np.linalg.norm(encoder.encode_image([picture((1, 2, 3))]), axis=1), 1, atol=1e-6)
     assert tiny_model.training
+
+
+# -- opening
+
+
+def test_a_run_folder_opens_by_its_best_model_and_says_so(saved_model, tmp_path):
+    for name in ("model", "last"):
+        shutil.copytree(saved_model, tmp_path / "run" / name)
+    heard = []
+    encoder = cliplet.load(tmp_path / "run", heard.append)
+    assert encoder.source == str(tmp_path / "run" / "model")
+    assert heard == [f"{tmp_path / 'run'} is a run: its best model is taken, {tmp_path / 'run' / 'model'}"]
+    heard.clear()
+    plain = cliplet.load(saved_model, heard.append)
+    assert heard == [] and plain.source == str(saved_model)
+    assert np.array_equal(encoder.encode_text(["a red boat"]), plain.encode_text(["a red boat"]))
+
+
+def test_a_folder_without_a_model_is_named_as_it_was_given(tmp_path):
+    with pytest.raises(ModelError, match="no such model folder") as caught:
+        cliplet.load(tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in caught.value.message
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    with pytest.raises(ModelError, match=str(tmp_path / "run")):
+        cliplet.load(tmp_path / "run")

@@ -120,7 +120,7 @@ def test_a_teacher_that_is_not_there_is_named(tmp_path):
 
 
 def test_an_identity_needs_the_weights_file_and_nothing_else(tmp_path, saved_model, monkeypatch):
-    monkeypatch.setattr(teachers_module, "open_model", None)
+    monkeypatch.setattr(teachers_module, "open_for_features", None)
     folder = tmp_path / "model"
     shutil.copytree(saved_model, folder)
     (folder / "model.safetensors").write_bytes(b"no weights")

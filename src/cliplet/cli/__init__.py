@@ -12,10 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from cliplet.cli.classify import few_shot, zero_shot
+from cliplet.cli.compare import compare
 from cliplet.cli.data import inspect, pack
 from cliplet.cli.distil import distil_store
+from cliplet.cli.evaluate import evaluate
 from cliplet.cli.models import import_model, interpolate
 from cliplet.cli.options import parse
+from cliplet.cli.show import show
 from cliplet.errors import INSTALL_TRAIN, ClipletError, ConfigError, nearest
 
 FAILED, INTERRUPTED = 1, 130
@@ -72,7 +76,6 @@ def _overview() -> str:
 
 def demo(words: list[str]) -> None:
     """Render scenes, train on them, measure, search: the whole tool in a few minutes."""
-    import tyro
 
     @dataclasses.dataclass
     class Options:
@@ -80,11 +83,17 @@ def demo(words: list[str]) -> None:
         """Run folder; an earlier demo there is replaced."""
         seed: int = 0
         """Of the scenes and of the training."""
+        json: bool = False
+        """Print JSON instead of a table (docs/json.md)."""
+
+    from rich.console import Console
 
     from cliplet.demo import run_demo
 
-    options: Options = tyro.cli(Options, args=words, prog="cliplet demo", description=demo.__doc__)
-    run_demo(options.output, options.seed)
+    options: Options = parse(Options, "demo", words, demo.__doc__ or "")
+    summary = run_demo(options.output, options.seed, Console(stderr=options.json))
+    if options.json:
+        print(summary.to_json())
 
 
 def recipes(words: list[str]) -> None:
@@ -107,29 +116,31 @@ def recipes(words: list[str]) -> None:
         config = recipe(options.name)
         print(json_module.dumps(config.model_dump(mode="json"), indent=2) if options.json else to_yaml(config).rstrip())
     elif options.json:
-        print(json_module.dumps([one.as_dict() for one in RECIPES.values()], indent=2))
+        listed = [one.as_dict() for one in RECIPES.values()]
+        print(json_module.dumps({"format": "cliplet-recipes", "format_version": 1, "recipes": listed}, indent=2))
     else:
         print(recipe_list([one.as_dict() for one in RECIPES.values()]))
         print("\ncliplet recipes NAME prints one; cliplet train NAME --data.path DATA trains it.")
 
 
 def train(words: list[str]) -> None:
-    """Train a recipe: cliplet train RECIPE [--config FILE] [--resume] [--any.key VALUE ...]."""
+    """Train a recipe: cliplet train RECIPE [--config FILE] [--resume] [--json] [--any.key VALUE ...]."""
     import tyro
 
     from cliplet.config import RunConfig
 
     command = "cliplet train " + shlex.join(words)
     file, words = _take_value(words, "--config")
-    resume, profile = "--resume" in words, "--profile-data" in words
-    words = [word for word in words if word not in ("--resume", "--profile-data")]
+    resume, profile, json = (flag in words for flag in ("--resume", "--profile-data", "--json"))
+    words = [word for word in words if word not in ("--resume", "--profile-data", "--json")]
     name, words = (words[0], words[1:]) if words and not words[0].startswith("-") else ("", words)
     asks_help = not name and not file and any(word in ("-h", "--help") for word in words)
     config = RunConfig() if asks_help else _base_config(name, file)
     description = (
         f"{train.__doc__} Keys left out keep the recipe's values (cliplet recipes lists them); "
         "--config FILE lays a YAML file over the recipe; --resume goes on with an interrupted run; --profile-data "
-        "trains nothing, but says in a minute where the time would go and what would help."
+        "trains nothing, but says in a minute where the time would go and what would help; --json prints the result "
+        "as JSON and all else on standard error."
     )
     config = tyro.cli(
         RunConfig,
@@ -140,9 +151,11 @@ def train(words: list[str]) -> None:
         config=(tyro.conf.FlagConversionOff,),
     )
 
-    from rich import print as show
+    from rich import print as rich_print
+    from rich.console import Console
 
     from cliplet.console import recall_table
+    from cliplet.results import TrainingSummary
 
     try:
         from cliplet.training import train as train_model
@@ -155,13 +168,27 @@ def train(words: list[str]) -> None:
         from cliplet.training.profile import profile_data
 
         profiled = profile_data(config, print)
-        show(profiled.table())
+        rich_print(profiled.table())
         print(f"bottleneck: {profiled.bottleneck}\n{profiled.advice}")
         return
-    run = train_model(config, resume=resume, command=command)
+    run = train_model(config, resume=resume, command=command, console=Console(stderr=json))
     if run.rank:
         return
-    show(recall_table(run.evaluation.metrics, f"{run.model_folder} on split {config.data.val_split}"))
+    if json:
+        summary = TrainingSummary(
+            recipe=config.name,
+            run=str(run.folder),
+            model=str(run.model_folder),
+            report=str(run.report),
+            data=config.data.path,
+            split=config.data.val_split,
+            seed=config.train.seed,
+            left_out=len(run.quarantine),
+            metrics=run.evaluation.metrics,
+        )
+        print(summary.to_json())
+        return
+    rich_print(recall_table(run.evaluation.metrics, f"{run.model_folder} on split {config.data.val_split}"))
     print(f"model:  {run.model_folder}\nreport: {run.report}")
 
 
@@ -197,64 +224,15 @@ def _base_config(name: str, file: str) -> Any:
     return config
 
 
-def evaluate(words: list[str]) -> None:
-    """Measure a model on a data set: recall both ways by Karpathy's protocol."""
-    import tyro
-
-    @dataclasses.dataclass
-    class Options:
-        model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-        """Model folder, or open_clip:ARCHITECTURE/PRETRAINED."""
-        data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
-        """Annotation file, data-set folder, tars or Hugging Face data set."""
-        split: str = "test"
-        """Split to measure on; all takes every picture."""
-        images: Path | None = None
-        """Folder of the pictures, where it cannot be found from the annotation file."""
-        samples: int | None = None
-        """Read the first so many pictures of each split only."""
-        json: bool = False
-        """Print JSON instead of a table."""
-        quarantine: Path = Path("quarantine.jsonl")
-        """Where pictures and captions that had to be left out are written down, if there are any, as JSON lines."""
-
-    options: Options = parse(Options, "evaluate", words, evaluate.__doc__ or "")
-
-    from cliplet.console import progress_bar, recall_table
-    from cliplet.data.quarantine import Quarantine
-    from cliplet.data.readers import read_source
-    from cliplet.evaluation import evaluate as evaluate_encoder
-    from cliplet.runtime.encoder import load
-
-    source = read_source(options.data, options.images, options.samples)
-    records = source.select(options.split)
-    quarantine = Quarantine(options.quarantine)
-    quarantine.extend(source.problems)
-    with progress_bar("embedding") as progress:
-        metrics = evaluate_encoder(load(options.model), records, quarantine, progress).metrics
-    if options.json:
-        result = {
-            "model": str(options.model),
-            "data": str(options.data),
-            "split": options.split,
-            "left_out": len(quarantine),
-            "problems": quarantine.entries(),
-            "metrics": metrics,
-        }
-        print(json_module.dumps(result, indent=2))
-        return
-    from rich import print as show
-
-    show(recall_table(metrics, f"{options.model} on {options.data}, split {options.split}"))
-    if quarantine:
-        print(quarantine.summary())
-
-
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo,
     "recipes": recipes,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
+    "zero-shot": zero_shot,
+    "few-shot": few_shot,
+    "show": show,
     "import": import_model,
     "interpolate": interpolate,
     "inspect": inspect,

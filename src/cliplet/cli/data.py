@@ -42,7 +42,7 @@ def inspect(words: list[str]) -> None:
         overwrite: bool = False
         """Let --fix overwrite any file."""
         json: bool = False
-        """Print JSON instead of tables."""
+        """Print JSON instead of tables (docs/json.md)."""
 
     options: Options = parse(Options, "inspect", words, inspect.__doc__ or "")
 
@@ -74,7 +74,8 @@ def _inspect_data(options: Any) -> None:
     with progress_bar("comparing pictures") as progress:
         found = inspection.Inspection(inspection.with_copies(survey, progress=progress))
     if options.json:
-        print(json_module.dumps(found.as_dict(), indent=2))
+        form = {"format": "cliplet-inspection", "format_version": 1}
+        print(json_module.dumps({**form, **found.as_dict()}, indent=2))
     else:
         from rich import print as show
 
@@ -122,7 +123,8 @@ def _inspect_model(folder: Path, json: bool) -> None:
 
     summary = model_folder.summarize(folder)
     if json:
-        print(json_module.dumps({**summary, "model": summary["model"].model_dump(mode="json")}, indent=2))
+        form = {"format": "cliplet-model-folder", "format_version": 1}
+        print(json_module.dumps({**form, **summary, "model": summary["model"].model_dump(mode="json")}, indent=2))
         return
     print(f"{folder}: {summary['parameters'] / 1e6:.2f} M parameters, {summary['bytes'] / 1e6:.1f} MB of weights\n")
     print(to_yaml(summary["model"]))
@@ -164,11 +166,13 @@ def pack(words: list[str]) -> None:
         """Pack the first so many pictures of each split only."""
         quarantine: Path | None = None
         """Where pictures that had to be left out are written down; by itself OUT/quarantine.jsonl."""
+        json: bool = False
+        """Print JSON instead of text (docs/json.md)."""
 
     options: Options = parse(Options, "pack", words, pack.__doc__ or "")
 
     from cliplet.console import speed_bar
-    from cliplet.data.pack_report import summary
+    from cliplet.data.pack_report import packed, summary
     from cliplet.data.packing import pack as pack_data
     from cliplet.data.shards import Settings
 
@@ -179,4 +183,7 @@ def pack(words: list[str]) -> None:
         result = pack_data(
             options.data, options.out, settings, options.images, options.workers, options.quarantine, tell
         )
-    print(summary(result, options.out))
+    if options.json:
+        print(packed(result, options.out).to_json())
+    else:
+        print(summary(result, options.out))

@@ -56,6 +56,8 @@ def distil_store(words: list[str]) -> None:
         """auto: bf16 or fp16 where the device is fast at it, fp32 elsewhere."""
         workers: int | None = None
         """Decoding threads; by itself, half the processor's cores, at most 8."""
+        json: bool = False
+        """Print JSON instead of text (docs/json.md)."""
 
     options: Options = parse(Options, "distil-store", words, distil_store.__doc__ or "")
     try:
@@ -87,9 +89,13 @@ def distil_store(words: list[str]) -> None:
             tell=tell,
             command="cliplet distil-store " + shlex.join(words),
         )
-    if result.rank == 0:
-        print(_summary(result))
-        print(f"next: {_training(options, named, base, result.manifest.teachers)}")
+    if result.rank:
+        return
+    following = _training(options, named, base, result.manifest.teachers)
+    if options.json:
+        print(_for_programs(result, options.out, following).to_json())
+    else:
+        print(f"{_summary(result)}\nnext: {following}")
 
 
 def _recipe_named(words: list[str]) -> str:
@@ -124,6 +130,26 @@ def _training(options: Any, named: str, base: Any, teachers: Any) -> str:
         for number, stage in enumerate(following.train.stages):
             flags += [f"--train.stages.{number}.augment", "False"] if stage.augment else []
     return f"cliplet train {named or 'student'} {shlex.join(flags)}"
+
+
+def _for_programs(result: Any, out: Path, following: str) -> Any:
+    """What the store holds, as JSON has it. `result`: a StoreResult."""
+    from cliplet.results import StoreSummary
+
+    manifest = result.manifest
+    return StoreSummary(
+        out=str(out),
+        teachers=[teacher.name for teacher in manifest.teachers],
+        pictures=sum(shard.pictures for shard in manifest.shards) - manifest.left_out,
+        captions=sum(shard.captions for shard in manifest.shards),
+        views=manifest.settings.views,
+        left_out=manifest.left_out,
+        shards=len(manifest.shards),
+        bytes=result.bytes,
+        computed_now=result.computed,
+        seconds=result.seconds,
+        next=following,
+    )
 
 
 def _summary(result: Any) -> str:

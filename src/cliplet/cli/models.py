@@ -5,7 +5,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cliplet.cli.options import parse
 from cliplet.errors import INSTALL_TRAIN, ClipletError
@@ -35,6 +35,8 @@ def import_model(words: list[str]) -> None:
         """System 4: hub name, folder or config.json of a ViT that is not the system's usual one."""
         text_config: str = ""
         """Systems 1, 3, 4: hub name, folder or config.json of a text tower that is not the system's usual one."""
+        json: bool = False
+        """Print JSON instead of text (docs/json.md)."""
 
     options: Sources = parse(Sources, "import", words, import_model.__doc__ or "")
     from functools import partial
@@ -59,6 +61,9 @@ def import_model(words: list[str]) -> None:
         options.out, imported_card(model.config, options.out.name, options.source, model.count_parameters(), command)
     )
     pictures = model.config.preprocess
+    if options.json:
+        _print_json(options.out, [options.source], model)
+        return
     print(
         f"{model.count_parameters() / 1e6:.1f} M parameters; model: {options.out}\n"
         f"pictures: {pictures.resize} to {pictures.image_size} pixels, mean {pictures.mean}, deviation {pictures.std}; "
@@ -80,6 +85,8 @@ def interpolate(words: list[str]) -> None:
         """Model folder to write."""
         share: float = 0.5
         """Share of the tuned weights, from 0 (START) to 1 (TUNED)."""
+        json: bool = False
+        """Print JSON instead of text (docs/json.md)."""
 
     options: Options = parse(Options, "interpolate", words, interpolate.__doc__ or "")
     from cliplet.model_card import mixture_card
@@ -99,10 +106,21 @@ def interpolate(words: list[str]) -> None:
         model.config, options.out.name, options.start, options.tuned, options.share, parameters, command
     )
     model.save_pretrained(options.out, card)
+    if options.json:
+        _print_json(options.out, [options.start, options.tuned], model)
+        return
     print(
         f"{parameters / 1e6:.1f} M parameters; model: {options.out}\n"
         f"how good it is: cliplet evaluate {shlex.quote(str(options.out))} DATA"
     )
+
+
+def _print_json(out: Path, sources: list[str], model: Any) -> None:
+    from cliplet.results import ModelSummary
+
+    preprocess = model.config.preprocess.model_dump(mode="json")
+    summary = ModelSummary(model=str(out), sources=sources, parameters=model.count_parameters(), preprocess=preprocess)
+    print(summary.to_json())
 
 
 def _refuse_existing(out: Path) -> None:

@@ -194,6 +194,9 @@ class TrainConfig(Config):
     the model section must describe the same model."""
     batch_size: int = Field(128, ge=2)
     """Pictures that compete in one step."""
+    image_size: int | None = Field(None, ge=16)
+    """Pixels of augmented views; None: model.preprocess.image_size. A random crop shows things larger than the whole
+    picture does, so training at 7/8 of the size that a model is used at costs less and gives more (FixRes)."""
     chunk_size: int | Literal["auto"] | None = None
     """Pictures that are in memory at once, a part of the batch: gradients are those of the whole batch, for a third
     more time. auto: the largest part that fits; None: the whole batch."""

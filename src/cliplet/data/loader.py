@@ -66,6 +66,7 @@ class TrainLoader:
         *,
         batch_size: int,
         image_size: int,
+        augmented_size: int | None = None,
         data: DataConfig,
         augment: AugmentConfig,
         seed: int,
@@ -73,8 +74,8 @@ class TrainLoader:
         rank: int = 0,
         ranks: int = 1,
     ):
-        """`batch_size` is of all ranks together. Raises DataError where it cannot be shared out evenly, and for fewer
-        than two pictures."""
+        """`batch_size` is of all ranks together; augmented views are of `augmented_size`, if it is given. Raises
+        DataError where a batch cannot be shared out evenly, and for fewer than two pictures."""
         self.records = records if isinstance(records, Records) else Records.of(records)
         if len(records) < 2:
             raise DataError(
@@ -89,7 +90,7 @@ class TrainLoader:
         self.tokens = TokenizedCaptions(self.records.captions(), tokenizer)
         self._caption_counts = self.records.caption_counts()
         self._first_caption = np.cumsum(self._caption_counts) - self._caption_counts
-        self.image_size = image_size
+        self.image_size, self.augmented_size = image_size, augmented_size or image_size
         self.captions_per_image = data.captions_per_image
         self.augment = augment
         self.seed = seed
@@ -124,9 +125,11 @@ class TrainLoader:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
         ahead = max(1, min(BATCHES_AHEAD, PICTURES_AHEAD * self.ranks // self.batch_size))
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="loader")
-        own = () if image_features is not None else (self.image_size,)
-        sizes = tuple(sorted({*own, *teacher_sizes}))
-        work = _Work(epoch, order, augmented, image_features, text_features, targets, tuple(teacher_sizes), sizes, pool)
+        own = self.augmented_size if augmented else self.image_size
+        sizes = tuple(sorted({*(() if image_features is not None else (own,)), *teacher_sizes}))
+        work = _Work(
+            epoch, order, augmented, image_features, text_features, targets, own, tuple(teacher_sizes), sizes, pool
+        )
         try:
             steps = iter(range(start, len(self)))
             begun = deque(self._begin(work, step) for step in islice(steps, ahead))
@@ -234,7 +237,7 @@ class TrainLoader:
         ids, mask, text = self._texts(work.text_features, caption_rows_C)
         image = None if work.image_features is None else as_tensor(work.image_features.rows(rows_B))
         return Batch(
-            pixels[self.image_size] if work.image_features is None else None,
+            pixels[work.own_size] if work.image_features is None else None,
             ids,
             mask,
             torch.from_numpy(owners_C),
@@ -293,6 +296,7 @@ class _Work:
     image_features: FeatureStore | None
     text_features: FeatureStore | None
     targets: StoredTargets | None
+    own_size: int  # side length of the student's pictures
     teacher_sizes: tuple[int, ...]
     sizes: tuple[int, ...]  # side lengths at which pictures are wanted at all
     pool: ThreadPoolExecutor

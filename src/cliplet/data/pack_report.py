@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cliplet.console import counted
 from cliplet.data.packing import PackResult
+from cliplet.results import PackSummary
 
 
 def summary(result: PackResult, out: Path) -> str:
@@ -30,3 +31,18 @@ def summary(result: PackResult, out: Path) -> str:
     if result.quarantine:
         lines.append(result.quarantine.summary())
     return "\n".join([*lines, f"next: cliplet train RECIPE --data.path {shlex.quote(str(out))}"])
+
+
+def packed(result: PackResult, out: Path) -> PackSummary:
+    """The same for programs."""
+    shards = result.manifest.shards
+    return PackSummary(
+        out=str(out),
+        pictures=sum(shard.pictures for shard in shards),
+        captions=sum(shard.captions for shard in shards),
+        left_out=result.manifest.left_out,
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        packed_now=result.packed,
+        seconds=result.seconds,
+    )

@@ -12,7 +12,7 @@ import numpy as np
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
 from cliplet.errors import DataError, ImageError
-from cliplet.evaluation.retrieval import retrieval_metrics
+from cliplet.evaluation.retrieval import metrics_of_ranks, retrieval_ranks
 from cliplet.runtime.encoder import Encoder
 
 
@@ -26,6 +26,9 @@ class Evaluation:
     image_ND: np.ndarray
     text_MD: np.ndarray
     caption_image_M: np.ndarray
+    image_rank_N: np.ndarray  # of each picture's best own caption, 1 is best
+    text_rank_M: np.ndarray  # of each caption's picture
+    logit_scale: float | None = None  # what the model multiplies cosines by, if that is one number
 
     def top_images(self, queries: Sequence[int], k: int = 6) -> list[tuple[str, list[tuple[Path, float, bool]]]]:
         """For each caption row: its text and its k best pictures as (file, cosine, is its own)."""
@@ -86,11 +89,16 @@ def evaluate(
     if quarantine is not None:
         for row, error in failed.items():
             quarantine.add(records[row].image, error.message)
-    return assembled(records, image_ND, text_MD, {row: error.message for row, error in failed.items()})
+    reasons = {row: error.message for row, error in failed.items()}
+    return assembled(records, image_ND, text_MD, reasons, encoder.logit_scale)
 
 
 def assembled(
-    records: Sequence[ImageText], image_ND: np.ndarray, text_MD: np.ndarray, failed: Mapping[int, str]
+    records: Sequence[ImageText],
+    image_ND: np.ndarray,
+    text_MD: np.ndarray,
+    failed: Mapping[int, str],
+    logit_scale: float | None = None,
 ) -> Evaluation:
     """Retrieval from the features of all pictures and captions of `records`, leaving out the pictures that `failed`,
     with their captions. Raises DataError where all have."""
@@ -102,9 +110,10 @@ def assembled(
     kept = [records[row] for row in good]
     caption_image_M = np.repeat(np.arange(len(kept)), [len(record.captions) for record in kept])
     image_ND, text_MD = image_ND[good], text_MD[has_picture_M]
-    metrics = retrieval_metrics(image_ND, text_MD, caption_image_M)
+    ranks = retrieval_ranks(image_ND, text_MD, caption_image_M)
+    metrics = {**metrics_of_ranks(*ranks), "images": len(image_ND), "captions": len(text_MD)}
     captions = [caption for record in kept for caption in record.captions]
-    return Evaluation(metrics, kept, captions, image_ND, text_MD, caption_image_M)
+    return Evaluation(metrics, kept, captions, image_ND, text_MD, caption_image_M, *ranks, logit_scale)
 
 
 def _dealt(parts: list[np.ndarray]) -> np.ndarray:

@@ -1,351 +1,282 @@
-"""One HTML file that shows a run to people: numbers, curves, and queries with their pictures.
-
-The file stands alone: styles, curves (SVG) and thumbnails (base64) are inside, it loads nothing and runs no script,
-and a policy in its head forbids both, whatever a caption holds.
-"""
+"""One HTML file that shows an evaluation, or a run, to people: numbers, curves, and queries with what they found."""
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from statistics import median
-from string import Template
 from typing import Any
 
-from cliplet.drawing import Answer, short_reason, thumbnail
-from cliplet.files import written_beside
+import numpy as np
 
-THUMBNAIL = 224  # pixels of the longer side
-CURVE_POINTS = 300  # a longer curve is drawn as means over equal stretches
-WIDTH, HEIGHT = 420, 250  # of a chart, in its own units: small, so that its letters stay readable on a phone
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40  # margins of a chart
+from cliplet.charts import Interval, bars_with_intervals, heat_map, histogram
+from cliplet.evaluation import gallery as choice
+from cliplet.evaluation.curves import training_curves
+from cliplet.evaluation.measure import Evaluation
+from cliplet.evaluation.protocol import EvaluationResult, Folds
+from cliplet.evaluation.retrieval import KS
+from cliplet.evaluation.statistics import MEANINGS, chance_metrics, feature_statistics
+from cliplet.page import (
+    Section,
+    bullet_list,
+    embedded,
+    facts_table,
+    folded,
+    gallery,
+    name_of,
+    number,
+    paragraph,
+    table,
+    write_page,
+)
+
+TEXT_QUERIES, PICTURE_QUERIES, CASES, PAIRS = 8, 6, 3, 12  # shown
+PAIR_SIDE = 96  # pixels of a thumbnail above the matrix
+RANK_BOUNDS = (1, 5, 10, 50, 100, 500, 1000, 5000, 10_000)
 WARNINGS = 10
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
-COLUMNS = {"R@1": "R@1", "R@5": "R@5", "R@10": "R@10", "median_rank": "median rank", "mean_rank": "mean rank"}
+RANK_NAMES = {"mrr": "MRR", "median_rank": "median rank", "mean_rank": "mean rank"}
+THIS, GUESSING = "this model", "guessing"
 
-Points = Sequence[tuple[float, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One line of a chart. The n-th line of a chart has the n-th colour and dash."""
-
-    name: str
-    points: Points
+Intervals = Mapping[str, tuple[float, float]]
 
 
 def write_report(
     file: Path,
+    evaluation: Evaluation,
     *,
     title: str,
-    metrics: Mapping[str, float],
-    history: Sequence[Mapping[str, Any]],
-    queries: Sequence[tuple[str, Sequence[Answer]]],
     facts: Mapping[str, str],
-    notes: Sequence[str] = (),
+    history: Sequence[Mapping[str, Any]] = (),
     chance: float | None = None,
+    intervals: Intervals | None = None,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+    baseline_intervals: Mapping[str, Intervals] | None = None,
+    config_text: str = "",
+    notes: Sequence[str] = (),
 ) -> None:
     """Writes the page beside its place and renames it.
 
-    `metrics`: as of `retrieval_metrics`, recalls in percent; what is absent shows as a dash. `history`: the lines of
-    the run's log; without any, no curves. `queries`: a text and its best pictures as (file, cosine, is its own).
-    `chance`: the loss of a model that knows nothing, drawn as a level line. A picture that cannot be read leaves its
-    reason in its place. Raises OSError where the file cannot be written.
+    `history`: the lines of the run's log; without any, no curves. `chance`: the loss of a model that knows nothing,
+    drawn as a level line. `intervals`: as of `bootstrap_intervals`. `baselines`: metrics of others on the same pictures
+    by their name, as of `retrieval_metrics`; what is absent shows as a dash. `baseline_intervals`: theirs, where there
+    are any. `notes`: on the split and the protocol. A picture that
+    cannot be read leaves its reason in its place. Raises OSError where the file cannot be written.
     """
     warnings = [str(line.get("message", "")) for line in history if line.get("kind") == "warning"]
-    page = PAGE.substitute(
-        title=escape(title),
-        recall=_recall_table(metrics),
-        curves=_section("Training", _curves(history, chance)),
-        gallery=_section("Text queries and their first answers", _gallery(queries)),
-        facts=_section("Facts", _facts_table(facts)),
-        notes=_section("Notes", _list([*notes, *warnings[:WARNINGS]])),
+    configuration = f"<pre>{escape(config_text)}</pre>\n" if config_text else ""
+    rows: dict[str, tuple[Mapping[str, float], Intervals]] = {THIS: (evaluation.metrics, intervals or {})}
+    rows |= {name: (theirs, (baseline_intervals or {}).get(name, {})) for name, theirs in (baselines or {}).items()}
+    sections = [
+        Section("Retrieval", _retrieval(evaluation, rows, notes), "retrieval"),
+        Section("Training", training_curves(history, chance), "training"),
+        Section("Where the right answer came", _rank_charts(evaluation), "ranks"),
+        Section("Text queries", _text_queries(evaluation), "texts"),
+        Section("Picture queries", _picture_queries(evaluation), "pictures"),
+        Section("Surest and worst", _cases(evaluation), "cases"),
+        Section("Every text with every picture", _similarity(evaluation), "similarity"),
+        Section("Features", _features(evaluation), "features"),
+        Section("Warnings", bullet_list(warnings[:WARNINGS]), "warnings"),
+        Section("Facts", facts_table(facts), "facts"),
+        Section("Configuration", configuration and folded("The whole configuration, as YAML", configuration), "config"),
+    ]
+    links = " ".join(f'<a href="#{one.anchor}">{escape(one.heading)}</a>' for one in sections if one.content)
+    write_page(Path(file), title, sections, f"{_summary(evaluation.metrics)}<nav>{links}</nav>\n")
+
+
+def _summary(metrics: Mapping[str, float]) -> str:
+    """The result in two sentences."""
+    image, text = (number(metrics.get(f"{direction}_R@1")) for direction in DIRECTIONS)
+    pictures, captions = (metrics.get(name, 0) for name in ("images", "captions"))
+    return paragraph(
+        f"Among {pictures:,.0f} pictures, {text}% of the captions find their own picture first. Among {captions:,.0f} "
+        f"captions, {image}% of the pictures find one of their own first."
     )
-    file = Path(file)
-    with written_beside(file) as beside:
-        beside.write_text(page, encoding="utf-8", errors="replace")  # half a character must not cost the report
 
 
-def _section(heading: str, content: str) -> str:
-    return f"<section>\n<h2>{heading}</h2>\n{content}\n</section>" if content else ""
-
-
-def _recall_table(metrics: Mapping[str, float]) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in COLUMNS.values())
-    rows = []
-    for key, name in DIRECTIONS.items():
-        cells = "".join(f"<td>{_number(metrics.get(f'{key}_{column}'))}</td>" for column in COLUMNS)
-        rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-    return (
-        f'<div class="wide"><table class="recall"><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>\n<p>{_recall_words(metrics)}</p>"
+def report_evaluation(file: Path, result: EvaluationResult, evaluation: Evaluation, command: str = "") -> None:
+    """Writes the page of a `cliplet evaluate`: as `write_report`, from what it reports. `evaluation`: of the model."""
+    notes = [result.benchmark.note] if result.benchmark.note else []
+    if result.folds:
+        notes.append(_folds_words(result.folds))
+    if result.left_out:
+        notes.append(f"Left out, for they could not be used: {result.left_out:,} records, captions or pictures.")
+    write_report(
+        file,
+        evaluation,
+        title=f"{result.model} on {result.data}, {result.split}",
+        facts={
+            "model": result.model,
+            "data": f"{result.data}, split {result.split}",
+            "pictures": f"{len(evaluation.records):,}, with {len(evaluation.captions):,} captions",
+            "known split": result.benchmark.name or "none",
+            "intervals": f"bootstrap, {result.resamples:,} resamples, seed {result.seed}"
+            if result.resamples
+            else "none",
+            "command": command or "cliplet.evaluation",
+        },
+        intervals=result.intervals,
+        baselines={one.model: one.metrics for one in result.baselines},
+        baseline_intervals={one.model: one.intervals for one in result.baselines},
+        notes=notes,
     )
 
 
-def _recall_words(metrics: Mapping[str, float]) -> str:
-    words = ["R@k: percent of queries whose right answer is among the first k."]
-    images, captions = metrics.get("images"), metrics.get("captions")
-    if images and captions:
-        words.append(f"Measured on {images:,.0f} pictures and {captions:,.0f} captions.")
-        words.append(f"Guessing would give text → image an R@1 of {_number(100 / images, 2)}.")
-    if "rsum" in metrics:
-        words.append(f"Sum of the six recalls: {_number(metrics['rsum'])}.")
-    return " ".join(words)
+def _folds_words(folds: Folds) -> str:
+    recalls = (
+        f"{name} " + ", ".join(f"R@{k} {number(folds.metrics.get(f'{direction}_R@{k}'))}" for k in KS)
+        for direction, name in DIRECTIONS.items()
+    )
+    return f"Mean of {folds.count} folds of {folds.images_each:,} pictures: {'; '.join(recalls)}."
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
-
-
-def _curves(history: Sequence[Mapping[str, Any]], chance: float | None) -> str:
-    """The charts and a line about speed; empty where the history holds nothing to draw."""
-    training = [line for line in history if line.get("kind") == "train"]
-    validation = [line for line in history if line.get("kind") == "validation"]
-    loss = binned(_points(training, "step", "loss"))
-    recalls = [Series(name, _points(validation, "epoch", f"{key}_R@1")) for key, name in DIRECTIONS.items()]
-    charts = []
-    if loss:
-        charts.append(line_chart([Series("loss", loss)], "Training loss", "step", level=chance, level_name="chance"))
-    if any(series.points for series in recalls):
-        charts.append(line_chart(recalls, "Validation R@1 (%)", "epoch", from_zero=True))
-    if not charts:
-        return ""
-    return f'<div class="charts">{"".join(charts)}</div>\n{_speed(training)}'
-
-
-def _points(lines: Iterable[Mapping[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
-    """The finite values of y over x, in order. Of a step that a resumed run did again, the last value counts."""
-    found: dict[float, float] = {}
-    for line in lines:
-        pair = (line.get(x), line.get(y))
-        if all(isinstance(value, (int, float)) and math.isfinite(value) for value in pair):
-            found[float(line[x])] = float(line[y])
-    return sorted(found.items())
-
-
-def binned(points: Points, most: int = CURVE_POINTS) -> Points:
-    """At most about `most` points: means of x and of y over equal numbers of neighbours."""
-    size = math.ceil(len(points) / most) if points else 1
-    if size == 1:
-        return points
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def _speed(training: Sequence[Mapping[str, Any]]) -> str:
-    speeds = [value for _, value in _points(training, "step", "images_per_second")]
-    waits = [value for _, value in _points(training, "step", "data_wait")]
-    words = [f"Median speed: {median(speeds):,.0f} pictures a second." if speeds else ""]
-    words.append(f"Median share of time spent waiting for pictures: {median(waits):.0%}." if waits else "")
-    return f"<p>{' '.join(filter(None, words))}</p>" if any(words) else ""
-
-
-def line_chart(
-    series: Sequence[Series],
-    title: str,
-    x_name: str,
-    *,
-    level: float | None = None,
-    level_name: str = "",
-    from_zero: bool = False,
+def _retrieval(
+    evaluation: Evaluation, rows: Mapping[str, tuple[Mapping[str, float], Intervals]], notes: Sequence[str]
 ) -> str:
-    """Lines over numbers as inline SVG with axes, ticks and, for several lines, a legend below the title.
-
-    `level`: a value drawn as a dashed line across, named `level_name`. Few points are marked. Without points: "".
-    """
-    points = [point for one in series for point in one.points]
-    if not points:
-        return ""
-    level = level if level is not None and math.isfinite(level) else None
-    heights = [y for _, y in points] + ([level] if level is not None else []) + ([0.0] if from_zero else [])
-    x_ticks, y_ticks = (
-        ticks(min(x for x, _ in points), max(x for x, _ in points), 6),
-        ticks(min(heights), max(heights), 5),
-    )
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    if x_low == x_high:
-        x_low, x_high = x_ticks[0], x_ticks[-1]
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [_axes(place, [x for x in x_ticks if x_low <= x <= x_high], y_ticks, x_name)]
-    if level is not None:
-        y = place(x_low, level)[1]
-        parts.append(_line("level", LEFT, y, WIDTH - RIGHT, y))
-        parts.append(_text(WIDTH - RIGHT, y - 5, f"{level_name} {level:.2f}".strip(), "end"))
-    for number, one in enumerate(series):
-        parts.append(_curve(number, [place(x, y) for x, y in one.points]))
-    legend = " ".join(
-        f'<span class="key"><svg viewBox="0 0 28 8" width="28" height="8" aria-hidden="true">'
-        f"{_line(f'line line{number}', 0, 4, 28, 4)}</svg> {escape(one.name)}</span>"
-        for number, one in enumerate(series)
-        if len(series) > 1 and one.points
-    )
-    label = f"{title} over {x_name}, last: " + ", ".join(f"{s.name} {s.points[-1][1]:.4g}" for s in series if s.points)
-    return (
-        f'<figure><figcaption>{escape(title)} {legend}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg></figure>\n'
-    )
-
-
-def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers, about `count` of them and at least two, from at or below `low` to at or above `high`."""
-    if low == high:
-        low, high = (low - 0.5, high + 0.5) if low else (0.0, 1.0)
-    rough = (high - low) / max(1, count - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
-
-
-def _axes(place: Any, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: str) -> str:
-    bottom = HEIGHT - BOTTOM
+    """Tables of both directions. `rows`: metrics and intervals of each model by its name, this one first."""
+    guessed = chance_metrics(evaluation.caption_image_M)
     parts = []
-    for value in y_ticks:
-        y = place(0, value)[1]
-        parts.append(_line("grid", LEFT, y, WIDTH - RIGHT, y) + _text(LEFT - 6, y + 4, f"{value:g}", "end"))
-    for value in x_ticks:
-        x = place(value, 0)[0]
-        parts.append(_line("axis", x, bottom, x, bottom + 4) + _text(x, bottom + 18, f"{value:,g}", "middle"))
-    parts.append(_line("axis", LEFT, bottom, WIDTH - RIGHT, bottom))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x_name, "middle"))
+    for direction, name in DIRECTIONS.items():
+        names = [f"{direction}_R@{k}" for k in KS] + [f"{direction}_{rank}" for rank in RANK_NAMES]
+        columns = ["", *(f"R@{k}" for k in KS), *RANK_NAMES.values()]
+        cells = [_row(model, metrics, names, intervals) for model, (metrics, intervals) in rows.items()]
+        cells.append(_row(GUESSING, guessed, names, {}))
+        parts.append(f"<h3>{name}</h3>\n{table(columns, cells, 'numbers recall')}")
+        if len(rows) > 1:
+            first = f"{direction}_R@1"
+            bars = [
+                Interval(model, one.get(first, math.nan), *ends.get(first, ())) for model, (one, ends) in rows.items()
+            ]
+            parts.append(bars_with_intervals(bars, f"{name}, R@1", unit="%"))
+    words = [
+        "R@k: percent of queries whose right answer is among the first k. MRR: mean of 1 / rank. All captions of a "
+        "picture are right answers to it, and the first of them counts. Equal scores count against the model."
+    ]
+    metrics, intervals = rows[THIS]
+    if intervals:
+        words.append("Small below a figure: its 95% interval, from drawing the pictures anew.")
+    if "rsum" in metrics:
+        low_high = f" ({_interval(intervals['rsum'])})" if "rsum" in intervals else ""
+        words.append(f"Sum of the six recalls: {number(metrics['rsum'])}{low_high}.")
+    return "".join(parts) + paragraph(" ".join(words)) + bullet_list(notes)
+
+
+def _row(name: str, metrics: Mapping[str, float], names: Sequence[str], intervals: Intervals) -> list[str]:
+    cells = [name]
+    for metric in names:
+        digits = 3 if metric.endswith("_mrr") else 1
+        cell = number(metrics.get(metric), digits)
+        cells.append(f"{cell}\n{_interval(intervals[metric], digits)}" if metric in intervals else cell)
+    return cells
+
+
+def _interval(ends: tuple[float, float], digits: int = 1) -> str:
+    return f"{number(ends[0], digits)}–{number(ends[1], digits)}"
+
+
+def rank_shares(rank_Q: np.ndarray, answers: int) -> dict[str, float]:
+    """Percent of the queries whose right answer came at rank 1, up to rank 5 but not 1, up to 10 but not 5, ... up to
+    the bound that holds all `answers`; beyond the last bound all together."""
+    shares, below = {}, 0
+    for bound in RANK_BOUNDS:
+        name = "1" if bound == 1 else f"≤{bound // 1000}k" if bound >= 1000 else f"≤{bound}"
+        shares[name] = 100 * float(np.mean((rank_Q > below) & (rank_Q <= bound)))
+        below = bound
+        if bound >= answers:
+            return shares
+    shares[f">{below // 1000}k"] = 100 * float(np.mean(rank_Q > below))
+    return shares
+
+
+def _rank_charts(evaluation: Evaluation) -> str:
+    shares = {
+        "image_to_text": rank_shares(evaluation.image_rank_N, len(evaluation.text_MD)),
+        "text_to_image": rank_shares(evaluation.text_rank_M, len(evaluation.image_ND)),
+    }
+    highest = max(max(share.values()) for share in shares.values())
+    charts = "".join(
+        histogram(share, f"{DIRECTIONS[key]}, share of queries", "rank of the right answer", unit="%", highest=highest)
+        for key, share in shares.items()
+    )
+    words = "Each bar begins where the one before it ends: ≤10 holds ranks 6 to 10. A good model stands on the left."
+    return f'<div class="charts">{charts}</div>\n{paragraph(words)}'
+
+
+def _text_queries(evaluation: Evaluation) -> str:
+    rows = choice.evenly(len(evaluation.captions), TEXT_QUERIES)
+    words = f"{_every(rows, 'caption')} with the pictures it found first, and their cosines. Not picked by hand."
+    return paragraph(words) + gallery([choice.text_query(evaluation, row) for row in rows])
+
+
+def _picture_queries(evaluation: Evaluation) -> str:
+    rows = choice.evenly(len(evaluation.records), PICTURE_QUERIES)
+    words = f"{_every(rows, 'picture')} with the captions it found first, and their cosines. Not picked by hand."
+    return paragraph(words) + gallery([choice.picture_query(evaluation, row) for row in rows])
+
+
+def _every(rows: range, what: str) -> str:
+    return f"Every {what}" if rows.step == 1 else f"One {what} in {rows.step:,}, in the order of the data, each"
+
+
+def _cases(evaluation: Evaluation) -> str:
+    parts = []
+    for heading, words, queries in (
+        (
+            "Captions surest of their picture",
+            "Right, and furthest ahead of the next picture.",
+            choice.surest_texts(evaluation, CASES),
+        ),
+        (
+            "Captions that miss their picture most",
+            "By the rank of their own picture. Often the caption fits the others as well, or is a slip in the data.",
+            choice.worst_texts(evaluation, CASES),
+        ),
+        (
+            "Pictures surest of a caption",
+            "Right, and furthest ahead of the best caption of another picture.",
+            choice.surest_pictures(evaluation, CASES),
+        ),
+        (
+            "Pictures that miss their captions most",
+            "By the rank of the first of their own captions.",
+            choice.worst_pictures(evaluation, CASES),
+        ),
+    ):
+        if queries:
+            parts.append(folded(heading, paragraph(words) + gallery(queries), opened=True))
     return "".join(parts)
 
 
-def _curve(number: int, places: Points) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dots = "".join(f'<circle class="dot{number}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places)
-    return f'<polyline class="line line{number}" points="{path}"/>{dots if len(places) <= 30 else ""}'
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _gallery(queries: Sequence[tuple[str, Sequence[Answer]]]) -> str:
-    parts = []
-    for text, answers in queries:
-        found = any(right for _, _, right in answers)
-        miss = "" if found else '<p class="miss">The picture that this text belongs to is not among them.</p>'
-        items = "".join(_answer(rank, answer) for rank, answer in enumerate(answers, start=1))
-        parts.append(f'<article><h3>{escape(text)}</h3>{miss}<ol class="answers">{items}</ol></article>')
-    return "\n".join(parts)
-
-
-def _answer(rank: int, answer: Answer) -> str:
-    picture, score, right = answer
-    name = Path(picture).name if isinstance(picture, (str, Path)) else f"answer {rank}"
-    kind, mark = (' class="right"', " <b>✓ right</b>") if right else ("", "")
-    return f'<li{kind}>{_embedded(answer, name)}<span class="score">{rank}. {_number(score, 3)}{mark}</span></li>'
-
-
-def _embedded(answer: Answer, name: str) -> str:
-    """The thumbnail as an element that needs no other file."""
-    try:
-        buffer = io.BytesIO()
-        thumbnail(answer[0], THUMBNAIL).save(buffer, "JPEG", quality=80, optimize=True)
-    except Exception as error:
-        return f'<span class="missing">{escape(short_reason(answer[0], error))}</span>'
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="{escape(name)}" title="{escape(name)}" src="data:image/jpeg;base64,{data}">'
-
-
-def _facts_table(facts: Mapping[str, str]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(str(value))}</td></tr>'
-        for name, value in facts.items()
+def _similarity(evaluation: Evaluation) -> str:
+    pictures, captions, cosine_PP = choice.some_pairs(evaluation, PAIRS)
+    places = [evaluation.records[row].image for row in pictures]
+    chart = heat_map(
+        cosine_PP,
+        [evaluation.captions[row] for row in captions],
+        [name_of(place) for place in places],
+        "Cosine",
+        same=True,
+        column_heads=[embedded(place, name_of(place), PAIR_SIDE) for place in places],
     )
-    return f'<div class="wide"><table class="facts"><tbody>{rows}</tbody></table></div>' if rows else ""
+    words = (
+        "Some pictures, evenly chosen, and the first caption of each. Framed cells are the pairs that belong together; "
+        "each should be the darkest of its row and of its column (in the dark, the brightest)."
+    )
+    return chart + paragraph(words)
 
 
-def _list(notes: Sequence[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in notes)}</ul>" if notes else ""
-
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-:root { --paper: #fff; --ink: #1c2024; --faint: #5c636a; --rule: #d9dce0; --panel: #f5f6f7;
-  --one: #1f5fbf; --two: #b4500a; --right: #137333; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e8eaed; --faint: #a2a9b0; --rule: #363b41;
-  --panel: #1f2327; --one: #7fb0ff; --two: #ffab66; --right: #6ddb8b; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 1.25rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-h3 { font-size: 1rem; font-weight: 600; margin: 1.75rem 0 .5rem; overflow-wrap: anywhere; }
-p { color: var(--faint); margin: .6rem 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .4rem .8rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
-th { font-weight: 600; }
-.recall { font-variant-numeric: tabular-nums; min-width: min(100%, 30rem); }
-.recall th:first-child { padding-left: 0; }
-.recall th, .recall td { white-space: nowrap; }
-.recall td, .recall thead th { text-align: right; }
-.recall tbody td { font-size: 1.15rem; }
-.facts { width: 100%; }
-.facts th { color: var(--faint); font-weight: 400; width: 1%; white-space: nowrap; padding-left: 0; }
-.facts td { overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem;
-  align-items: end; }
-figure { margin: 0; }
-figcaption { font-weight: 600; }
-figure > svg { display: block; width: 100%; max-width: 40rem; height: auto; }
-svg text { fill: var(--faint); font: 12px system-ui, sans-serif; }
-.key { font-weight: 400; font-size: .85rem; color: var(--faint); white-space: nowrap; margin-left: .4rem; }
-.key svg { vertical-align: middle; }
-.grid { stroke: var(--rule); }
-.axis { stroke: var(--faint); }
-.level { stroke: var(--faint); stroke-width: 1.5; stroke-dasharray: 2 4; }
-.line { fill: none; stroke: var(--one); stroke-width: 2; stroke-linejoin: round; }
-.line1 { stroke: var(--two); stroke-dasharray: 7 4; }
-.dot0 { fill: var(--one); }
-.dot1 { fill: var(--two); }
-.answers { list-style: none; margin: 0; padding: 0; display: grid; gap: .6rem;
-  grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); }
-.answers li { background: var(--panel); border: 3px solid transparent; border-radius: 6px; padding: 4px; }
-.answers .right { border-color: var(--right); }
-.answers img, .missing { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
-.missing { background: var(--rule); font-size: .8rem; padding: .5rem; overflow: auto; overflow-wrap: anywhere; }
-.score { display: block; font-size: .85rem; color: var(--faint); font-variant-numeric: tabular-nums; margin-top: 4px; }
-.right b { color: var(--right); white-space: nowrap; }
-.miss { margin: 0 0 .5rem; font-size: .9rem; }
-@media (max-width: 34rem) {
-  .recall { min-width: 0; width: 100%; }
-  .recall th, .recall tbody td { padding: .4rem .2rem; font-size: .875rem; }
-  .recall thead th { white-space: normal; vertical-align: bottom; }
-  .facts th { white-space: normal; }
-  .answers { grid-template-columns: repeat(3, 1fr); gap: .4rem; }
-}
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$recall
-$curves
-$gallery
-$facts
-$notes
-</body>
-</html>
-""")
+def _features(evaluation: Evaluation) -> str:
+    rows, logit_scale = [], evaluation.logit_scale
+    if logit_scale is not None:
+        factor = math.exp(0.1 * logit_scale)
+        meaning = (
+            f"What cosines are multiplied by before the softmax; its inverse, {1 / logit_scale:.4f}, is the "
+            f"temperature. An answer whose cosine is higher by 0.1 is held to be {factor:,.1f} times as likely."
+        )
+        rows.append(("logit scale", f"{logit_scale:.2f}", meaning))
+    found = feature_statistics(evaluation.image_ND, evaluation.text_MD, evaluation.caption_image_M)
+    for key, (name, meaning) in MEANINGS.items():
+        digits = 1 if "rank" in key else 3
+        rows.append((name, number(found[key], digits), meaning.format(width=evaluation.image_ND.shape[1])))
+    return table(("", "value", "what it means"), rows, "meanings")

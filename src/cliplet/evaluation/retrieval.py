@@ -1,82 +1,110 @@
-"""Recall and ranks by Karpathy's protocol, in blocks. N images, M captions, D embed_dim."""
+"""Recall and ranks by Karpathy's protocol. N images, M captions, D embed_dim."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cliplet.errors import DataError
+from cliplet.evaluation.ranking import counts_above
 
-BLOCK_BYTES = 64 * 2**20  # of the similarity matrix, which is never held whole
+KS = (1, 5, 10)
+DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 def retrieval_metrics(
-    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray, ks: Sequence[int] = (1, 5, 10)
+    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray, ks: Sequence[int] = KS, engine: str = "auto"
 ) -> dict[str, float]:
     """Retrieval in both directions, of all captions of a set from its pictures and the other way.
 
-    `caption_image_M`: for each caption the row of its picture. Returns `image_to_text_R@k` and
-    `text_to_image_R@k` in percent, `..._median_rank` and `..._mean_rank` (1 is best), `rsum` (the sum of all
-    recalls), and the numbers of `images` and `captions`.
+    `caption_image_M`: for each caption the row of its picture. `engine`: as of `retrieval_ranks`. Returns what
+    `metrics_of_ranks` does, and the numbers of `images` and `captions`.
 
     All captions of a picture are right answers to it (Karpathy and Fei-Fei 2015, arXiv:1412.2306): a picture
     is right at k when any of its captions is among the first k. Ties count against the model.
     Raises DataError for features that are not finite, a caption that belongs to no picture and a picture without
     captions, naming the row.
     """
-    image_rank_N, text_rank_M = retrieval_ranks(image_ND, text_MD, caption_image_M)
+    ranks = retrieval_ranks(image_ND, text_MD, caption_image_M, engine)
+    return {**metrics_of_ranks(*ranks, ks=ks), "images": len(image_ND), "captions": len(text_MD)}
+
+
+def metrics_of_ranks(image_rank_N: np.ndarray, text_rank_M: np.ndarray, ks: Sequence[int] = KS) -> dict[str, float]:
+    """`image_to_text_R@k` and `text_to_image_R@k` in percent, `..._median_rank` and `..._mean_rank` (1 is best),
+    `..._mrr` (the mean of 1 / rank) and `rsum`, the sum of all recalls."""
     metrics: dict[str, float] = {}
-    for direction, ranks in (("image_to_text", image_rank_N), ("text_to_image", text_rank_M)):
+    for direction, ranks in zip(DIRECTIONS, (image_rank_N, text_rank_M), strict=True):
         for k in ks:
             metrics[f"{direction}_R@{k}"] = 100.0 * float(np.mean(ranks <= k))
         metrics[f"{direction}_median_rank"] = float(np.median(ranks))
         metrics[f"{direction}_mean_rank"] = float(np.mean(ranks))
+        # Sorted, for a sum of fractions depends on their order in its last digit.
+        metrics[f"{direction}_mrr"] = float(np.mean(1.0 / np.sort(ranks)))
     metrics["rsum"] = sum(value for name, value in metrics.items() if "_R@" in name)
-    metrics["images"], metrics["captions"] = len(image_ND), len(text_MD)
     return metrics
 
 
+def clip_benchmark_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Recalls under the names, and as the shares from 0 to 1, that LAION's CLIP_benchmark writes them:
+    `image_retrieval_recall@k` is text to image, `text_retrieval_recall@k` image to text."""
+    theirs = {"text_to_image": "image_retrieval_recall", "image_to_text": "text_retrieval_recall"}
+    return {
+        f"{theirs[direction]}@{name.partition('_R@')[2]}": value / 100
+        for name, value in metrics.items()
+        for direction in theirs
+        if name.startswith(f"{direction}_R@")
+    }
+
+
 def retrieval_ranks(
-    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray
+    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray, engine: str = "auto"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each picture's best own caption among all captions (N,), and of each caption's picture among all
-    pictures (M,); 1 is best. A picture's rank counts the captions of others that score at least as high."""
-    image_ND, text_MD, caption_image_M = _checked(image_ND, text_MD, caption_image_M)
-    margin = _rounding(image_ND, text_MD)
-    own_M = np.einsum("md,md->m", image_ND[caption_image_M], text_MD)
-    best_N = np.full(len(image_ND), -np.inf, dtype=own_M.dtype)
-    np.maximum.at(best_N, caption_image_M, own_M)
+    pictures (M,); 1 is best. A picture's rank counts the captions of others that score at least as high.
 
-    image_rank_N = np.ones(len(image_ND), dtype=np.int64)
-    text_rank_M = np.ones(len(text_MD), dtype=np.int64)
-    rows = max(1, BLOCK_BYTES // (len(text_MD) * image_ND.itemsize))
-    for start in range(0, len(image_ND), rows):
-        block = slice(start, start + rows)
-        scores_BM = image_ND[block] @ text_MD.T
-        owned_BM = caption_image_M == np.arange(start, start + len(scores_BM))[:, None]
-        scores_BM[owned_BM] = -np.inf  # a picture's own captions are never wrong answers, nor a caption's own picture
-        image_rank_N[block] += (scores_BM >= best_N[block, None] - margin).sum(1)
-        text_rank_M += (scores_BM >= own_M - margin).sum(0)
-    return image_rank_N, text_rank_M
-
-
-def _rounding(image_ND: np.ndarray, text_MD: np.ndarray) -> float:
-    """The difference below which two scores are a tie.
-
-    A matrix product rounds equal scores differently from place to place, so an exact comparison would let a
-    constant encoder win some of its ties. For unit float32 features this is 1e-6.
+    `engine`: what multiplies, numpy, torch, faiss or auto; the ranks are the same from each. Never holds the whole
+    similarity matrix, nor sorts it. Raises as `retrieval_metrics` does.
     """
-    largest = np.linalg.norm(image_ND, axis=1).max() * np.linalg.norm(text_MD, axis=1).max()
-    return float(8 * np.finfo(image_ND.dtype).eps * largest)
+    image_ND, text_MD, caption_image_M = _checked(image_ND, text_MD, caption_image_M)
+    image_counts_N, text_counts_M = counts_above(image_ND, text_MD, caption_image_M, engine)
+    return 1 + image_counts_N, 1 + text_counts_M
+
+
+def fold_metrics(
+    image_ND: np.ndarray,
+    text_MD: np.ndarray,
+    caption_image_M: np.ndarray,
+    folds: int,
+    ks: Sequence[int] = KS,
+    engine: str = "auto",
+) -> list[dict[str, float]]:
+    """Metrics of `folds` runs of neighbouring pictures, each alone with its own captions: five of COCO's 5,000 give
+    the field's "COCO 1k", which is their mean. Pictures that are left over at the end are in no fold.
+
+    Raises DataError where there are fewer pictures than folds.
+    """
+    size = len(image_ND) // folds if folds > 0 else 0
+    if not size:
+        raise DataError(f"{len(image_ND)} pictures cannot be parted into {folds} folds")
+    every = []
+    for start in range(0, folds * size, size):
+        own_M = (caption_image_M >= start) & (caption_image_M < start + size)
+        images_BD = image_ND[start : start + size]
+        every.append(retrieval_metrics(images_BD, text_MD[own_M], caption_image_M[own_M] - start, ks, engine))
+    return every
+
+
+def mean_metrics(every: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over several measurements."""
+    return {name: float(np.mean([metrics[name] for metrics in every])) for name in every[0]}
 
 
 def _checked(
     image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     caption_image_M = np.asarray(caption_image_M)
-    dtype = np.float64 if image_ND.dtype == text_MD.dtype == np.float64 else np.float32
-    image_ND, text_MD = np.asarray(image_ND, dtype), np.asarray(text_MD, dtype)
+    image_ND, text_MD = _floats(image_ND), _floats(text_MD)
     if (
         image_ND.ndim != 2
         or text_MD.ndim != 2
@@ -103,3 +131,9 @@ def _checked(
     if lonely.any():
         raise DataError(f"picture {int(lonely.argmax())} has no caption ({int(lonely.sum())} such pictures)")
     return image_ND, text_MD, caption_image_M
+
+
+def _floats(features: np.ndarray) -> np.ndarray:
+    """As float64 where it is, else as float32."""
+    features = np.asarray(features)
+    return features if features.dtype == np.float64 else features.astype(np.float32, copy=False)

@@ -1,13 +1,14 @@
 """OpenCLIP's models behind the towers' interface, and opening their pretrained weights.
 
-Features are OpenCLIP's own: projected, not normalised. Not supported: text sides that are Hugging Face models, and
-tokenizers that a tokenizer.json cannot express. Shapes: B images, S image_size, N texts, L tokens, D embed_dim.
+Features are OpenCLIP's own: projected, not normalised. Not supported here are text sides that are Hugging Face models,
+and tokenizers that a tokenizer.json cannot express; `open_clip_native.py` runs models with these. Shapes: B images,
+S image_size, N texts, L tokens, D embed_dim.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from cliplet.config import ImageTowerConfig, PreprocessConfig, TextTowerConfig
 from cliplet.errors import ModelError, nearest
-from cliplet.models.open_clip_tokenizers import clip_tokenizer, library, refilled, tokenizer_of
+from cliplet.models.open_clip_tokenizers import Inexpressible, clip_tokenizer, library, refilled, tokenizer_of
 from cliplet.models.open_clip_weights import Pretrained, find_pretrained, read_open_clip_weights
 from cliplet.models.sources import load_exactly
 from cliplet.models.towers import ImageTower, TextTower, by_depth
@@ -34,7 +35,7 @@ class OpenClipImageTower(ImageTower):
         super().__init__()
         self.config = config
         self.architecture = dict(architecture)
-        side = _side_length(architecture.get("vision_cfg", {}), config.name)
+        side = side_length(architecture.get("vision_cfg", {}).get("image_size", 224), config.name)
         if image_size != side:
             raise ModelError(
                 f"image tower {config.name}: takes pictures of {side} pixels, not of {image_size}",
@@ -55,9 +56,9 @@ class OpenClipImageTower(ImageTower):
                 f"image tower {config.name}: OpenCLIP's towers pool as they do and take no model.image.weights",
                 "Leave both alone; for pretrained weights set train.start_from to open_clip:ARCHITECTURE/PRETRAINED.",
             )
-        described = _described(config.name)
+        described = described_architecture(config.name)
         vision = described["vision_cfg"]
-        if "timm_model_name" not in vision and _side_length(vision, config.name) != image_size:
+        if "timm_model_name" not in vision and side_length(vision.get("image_size", 224), config.name) != image_size:
             step = 32 if isinstance(vision.get("layers"), list) else vision.get("patch_size", 16)
             if isinstance(step, int) and image_size % step == 0:
                 vision["image_size"] = image_size
@@ -116,7 +117,7 @@ class OpenClipTextTower(TextTower):
                 f"text tower {config.name}: OpenCLIP's towers have their own tokenizer and take no model.text.sources",
                 "Leave both alone; for pretrained weights set train.start_from to open_clip:ARCHITECTURE/PRETRAINED.",
             )
-        return cls.from_description(config, _described(config.name))
+        return cls.from_description(config, described_architecture(config.name))
 
     @classmethod
     def from_description(
@@ -128,7 +129,7 @@ class OpenClipTextTower(TextTower):
         tokenizer, padding = tokenizer_of(config.name, text, folder)
         tower = cls(config, _part(described, "text_cfg") | padding)
         if tokenizer.vocab_size > tower.model.vocab_size:
-            raise ModelError(
+            raise Inexpressible(
                 f"text tower {config.name}: its tokenizer has {tokenizer.vocab_size:,} entries, but the tower "
                 f"{tower.model.vocab_size:,} embeddings"
             )
@@ -181,17 +182,19 @@ def open_clip_model(source: str) -> OpenClipParts:
     Weights must fit exactly; the text decoder of CoCa is left out. Where weights are on record as trained with quick
     GELU, the model has it, be the architecture named with `-quickgelu` or without. The record of a tag is OpenCLIP's;
     of a file, the open_clip_config.json beside it. Without one, pictures are prepared as all tags of the architecture
-    agree, or else by OpenCLIP's defaults, and for weights like OpenAI's `-quickgelu` must be named. Raises ModelError.
+    agree, or else by OpenCLIP's defaults, and for weights like OpenAI's `-quickgelu` must be named. Raises ModelError,
+    Inexpressible for a model that only OpenCLIP itself can run (`open_clip_native.py`).
     """
     name, _, named = source.partition("/")
-    described = _described(name)
+    described = described_architecture(name)
     text, vision = described["text_cfg"], described["vision_cfg"]
     text_config = TextTowerConfig(kind="open_clip", name=name, context_length=text.get("context_length", 77))
     _check_text(text, text_config)  # before anything is fetched
+    side = side_length(vision.get("image_size", 224), name)
     found: Pretrained = find_pretrained(name, named)
     if found.quick_gelu:
         described["quick_gelu"] = True
-    preprocess = found.preprocess(_side_length(vision, name))
+    preprocess = found.preprocess(side)
     text_tower, tokenizer = OpenClipTextTower.from_description(text_config, described, found.file.parent)
     image_config = ImageTowerConfig(kind="open_clip", name=name)
     image_tower = OpenClipImageTower(image_config, preprocess.image_size, _part(described, "vision_cfg"))
@@ -207,7 +210,7 @@ def open_clip_model(source: str) -> OpenClipParts:
     return OpenClipParts(image_tower, text_tower, tokenizer, float(weights["logit_scale"]), bias, preprocess)
 
 
-def _described(name: str) -> dict[str, Any]:
+def described_architecture(name: str) -> dict[str, Any]:
     """OpenCLIP's description of an architecture, a copy. Raises ModelError."""
     open_clip = library(f"the OpenCLIP architecture {name}")
     known = open_clip.list_models()
@@ -242,9 +245,8 @@ def _build(side: str, architecture: Mapping[str, Any], name: str) -> nn.Module:
         raise ModelError(f"OpenCLIP cannot build the {side} side of {name}: {reason}") from None
 
 
-def _side_length(vision: Mapping[str, Any], name: str) -> int:
-    """Of the square pictures that an architecture takes. Raises ModelError where they are no squares."""
-    size = vision.get("image_size", 224)
+def side_length(size: int | Sequence[int], name: str) -> int:
+    """Of the square pictures that architecture `name` takes. Raises ModelError where they are no squares."""
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise ModelError(f"image tower {name}: takes pictures of {height} x {width} pixels; cliplet's are square")
@@ -254,7 +256,7 @@ def _side_length(vision: Mapping[str, Any], name: str) -> int:
 def _check_text(text: Mapping[str, Any], config: TextTowerConfig) -> None:
     """Raises ModelError for a text side that is not supported, or of another context length."""
     if text.get("hf_model_name"):
-        raise ModelError(
+        raise Inexpressible(
             f"text tower {config.name}: is the Hugging Face model {text['hf_model_name']} inside OpenCLIP, "
             "which is not supported",
             "Choose another architecture, or train with model.text.kind huggingface.",

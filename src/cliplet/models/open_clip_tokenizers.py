@@ -28,6 +28,10 @@ SAMPLES = [
 ]
 
 
+class Inexpressible(ModelError):
+    """A model that OpenCLIP itself can run, but that can be no DualEncoder and no model folder."""
+
+
 def library(what: str) -> Any:
     """The module open_clip, an optional dependency. Raises ModelError saying that `what` needs it."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
@@ -81,22 +85,23 @@ def tokenizer_of(
     """The tokenizer of architecture `name`, and by what ids its models know padding: arguments of `refilled`.
 
     `text`: the architecture's text_cfg. `folder`: where a tokenizer.json of the weights may lie, which is taken before
-    the hub's. Raises ModelError where it cannot be had, or is of a kind that a tokenizer.json cannot express.
+    the hub's. Raises ModelError where it cannot be had, Inexpressible where a tokenizer.json cannot
+    express it.
     """
     context_length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs") or {})
     source = text.get("hf_tokenizer_name")
     if text.get("tokenizer_mode"):
-        raise ModelError(f"OpenCLIP's {name}: its tokenizer mode {text['tokenizer_mode']!r} is not supported")
+        raise Inexpressible(f"OpenCLIP's {name}: its tokenizer mode {text['tokenizer_mode']!r} is not supported")
     if source:
         if folder is not None and (folder / "tokenizer.json").is_file():
             source = str(folder)
         return _huggingface_tokenizer(name, source, context_length, options)
     if not _is_simple(name):
-        raise ModelError(
+        raise Inexpressible(
             f"OpenCLIP's {name}: its tokenizer is a sentencepiece file (SigLipTokenizer), which is not supported"
         )
     if options:
-        raise ModelError(f"OpenCLIP's {name}: options of its tokenizer are not supported: {', '.join(options)}")
+        raise Inexpressible(f"OpenCLIP's {name}: options of its tokenizer are not supported: {', '.join(options)}")
     return clip_tokenizer(context_length), {"pad_id": 0, "stripped_id": None}
 
 
@@ -132,7 +137,7 @@ def _huggingface_tokenizer(
         ) from None
     backend = getattr(theirs.tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ModelError(f"OpenCLIP's {name}: its tokenizer {source} has no fast form and is not supported")
+        raise Inexpressible(f"OpenCLIP's {name}: its tokenizer {source} has no fast form and is not supported")
     parts = json.loads(backend.to_str())
     # OpenCLIP cleans a text before it looks for added tokens, a tokenizer.json after: those that cleaning changes can
     # never be found there and must not be here. (Beside those that it leaves, white space may count otherwise.)
@@ -147,7 +152,7 @@ def _huggingface_tokenizer(
     }
     ids_NL, mask_NL = (torch.from_numpy(array) for array in tokenizer(SAMPLES))
     if not torch.equal(refilled(ids_NL, mask_NL, context_length, **padding), expected):
-        raise ModelError(
+        raise Inexpressible(
             f"OpenCLIP's {name}: its tokenizer {source} does what a tokenizer.json cannot express and is not supported"
         )
     return tokenizer, padding

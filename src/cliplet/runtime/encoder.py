@@ -15,35 +15,53 @@ from cliplet import model_folder
 from cliplet.config import PreprocessConfig
 from cliplet.data.images import ImageLike
 from cliplet.errors import ImageError
-from cliplet.runtime.engines import OPEN_CLIP, Engine, TorchEngine
+from cliplet.runtime.engines import OPEN_CLIP, Engine, TorchEngine, best_model_folder
 from cliplet.runtime.preprocess import preprocess_image
 from cliplet.runtime.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
+Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]  # sentences to ids and mask, both (N, L) int64
 
 
-def load(source: str | Path) -> Encoder:
-    """Opens a model folder: `load("runs/demo/model").encode_text(["a red boat"])`, or an OpenCLIP model by
-    `open_clip:ARCHITECTURE/PRETRAINED`, where the second is a name of OpenCLIP's or a file of weights.
+def load(source: str | Path, say: Callable[[str], None] = lambda message: None) -> Encoder:
+    """Opens a model folder: `load("runs/demo/model").encode_text(["a red boat"])`; the best model of a run folder; or
+    any OpenCLIP model for square pictures by `open_clip:ARCHITECTURE/PRETRAINED`, where the second is a name of
+    OpenCLIP's or a file of weights.
 
-    Raises ModelError for a folder that is no good, or when nothing installed can run it.
+    `say` hears which model of a run was taken; `Encoder.source` tells it too. Raises ModelError for a folder that is no
+    good, or when nothing installed can run it.
     """
     if str(source).startswith(OPEN_CLIP):
         engine = TorchEngine.open(source)
-        return Encoder(engine, engine.model.tokenizer, engine.model.config.preprocess, engine.model.config.embed_dim)
-    description = model_folder.read_description(source)
-    tokenizer = Tokenizer.from_file(Path(source) / model_folder.TOKENIZER, description.model.text.context_length)
-    return Encoder(TorchEngine.open(source), tokenizer, description.model.preprocess, description.model.embed_dim)
+        model = engine.model
+        return Encoder(engine, model.tokenizer, model.config.preprocess, model.config.embed_dim, str(source))
+    folder = best_model_folder(source)
+    description = model_folder.read_description(folder)
+    if folder != Path(source):
+        say(f"{source} is a run: its best model is taken, {folder}")
+    tokenizer = Tokenizer.from_file(folder / model_folder.TOKENIZER, description.model.text.context_length)
+    engine, config = TorchEngine.open(folder), description.model
+    return Encoder(engine, tokenizer, config.preprocess, config.embed_dim, str(folder))
 
 
 class Encoder:
     """Pictures and sentences to unit vectors in one space. N inputs, D embed_dim."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, preprocess: PreprocessConfig, embed_dim: int):
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenize, preprocess: PreprocessConfig, embed_dim: int, source: str = ""
+    ):
+        """`source`: the model folder that was opened, or `open_clip:...`; nothing for a model that was not opened."""
         self.engine = engine
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.embed_dim = embed_dim
+        self.source = source
+
+    @property
+    def logit_scale(self) -> float | None:
+        """What the model multiplies cosines by, the inverse of its temperature; None where that is unknown, or depends
+        on the batch."""
+        return self.engine.logit_scale
 
     def encode_image(
         self,

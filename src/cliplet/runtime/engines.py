@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from cliplet import model_folder
 from cliplet.errors import INSTALL_TRAIN, ModelError
 
 if TYPE_CHECKING:
     import torch
 
     from cliplet.models import DualEncoder
+    from cliplet.models.open_clip_native import NativeOpenClip
 
 
 OPEN_CLIP = "open_clip:"  # begins the name of an OpenCLIP model, where a folder might stand
+
+
+def best_model_folder(source: str | Path) -> Path:
+    """The model folder that is meant: `source` itself, or in a run folder the one of its best model."""
+    folder = Path(source)
+    inner = folder / "model"
+    return inner if not model_folder.is_model_folder(folder) and model_folder.is_model_folder(inner) else folder
 
 
 class Engine(Protocol):
@@ -30,20 +39,25 @@ class Engine(Protocol):
         """int64 ids and mask to unit features (C, D) float32."""
         ...
 
+    @property
+    def logit_scale(self) -> float | None:
+        """What the model multiplies cosines by; None where that is unknown, or depends on the batch."""
+        ...
+
 
 class TorchEngine:
-    """A DualEncoder as an engine: in evaluation mode while it computes, and back as it was after."""
+    """A model of torch as an engine: in evaluation mode while it computes, and back as it was after."""
 
-    def __init__(self, model: DualEncoder, precision: str = "fp32"):
+    def __init__(self, model: DualEncoder | NativeOpenClip, precision: str = "fp32"):
         self.model = model
         self.precision = precision
 
     @classmethod
     def open(cls, source: str | Path) -> TorchEngine:
-        """Opens a model folder, or `open_clip:...`, on the GPU, if there is one. Raises ModelError without torch, or
-        for a bad folder."""
+        """Opens a model folder, a run folder or `open_clip:...`, on the GPU, if there is one. Raises ModelError without
+        torch, or for a bad folder."""
         try:
-            from cliplet.models.pretrained import open_model
+            from cliplet.models.open_clip_native import open_for_features
         except ModuleNotFoundError as error:
             raise ModelError(
                 f"opening {source} needs the package {error.name}, which is not installed",
@@ -52,7 +66,7 @@ class TorchEngine:
         import torch
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(open_model(source).to(device))
+        return cls(open_for_features(source).to(device))
 
     def image_features(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         import torch
@@ -65,6 +79,13 @@ class TorchEngine:
 
         ids, mask = torch.from_numpy(input_ids_CL), torch.from_numpy(attention_mask_CL)
         return self._run(lambda device: self.model.encode_text(ids.to(device), mask.to(device)))
+
+    @property
+    def logit_scale(self) -> float | None:
+        temperature = getattr(self.model.config, "temperature", None)  # OpenCLIP's own models have no such setting
+        if temperature is not None and temperature.kind != "learned":
+            return None
+        return float(self.model.logit_scale.detach())
 
     def _run(self, compute: Callable[[torch.device], torch.Tensor]) -> np.ndarray:
         import torch

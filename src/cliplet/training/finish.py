@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cliplet import model_folder
+from cliplet.config import to_yaml
 from cliplet.evaluation import Evaluation
+from cliplet.evaluation.intervals import bootstrap_intervals
 from cliplet.evaluation.report import write_report
 from cliplet.model_card import model_card
 from cliplet.models import DualEncoder
@@ -20,8 +22,6 @@ from cliplet.training.trainer import TRAINED_SHARE
 
 if TYPE_CHECKING:
     from cliplet.training.trainer import Trainer
-
-QUERIES_SHOWN = 10
 
 Say = Callable[[str], None]
 
@@ -81,13 +81,14 @@ def _report(trainer: Trainer, evaluation: Evaluation, command: str) -> None:
     state, folder, parameters = trainer.state, config.output, trainer.state.model.count_parameters()
     last_loss = loss_in_stage(config, stage_at(config.train.stages, state.epoch - 1).stage)
     chance = chance_loss(last_loss, trainer.loader.batch_size, config.data.captions_per_image)
-    step = max(1, len(evaluation.captions) // QUERIES_SHOWN)
+    own = evaluation.image_rank_N, evaluation.text_rank_M, evaluation.caption_image_M
     write_report(
         folder / "report.html",
+        evaluation,
         title=f"cliplet: {config.name}",
-        metrics=evaluation.metrics,
         history=read_log(folder / "log.jsonl"),
-        queries=evaluation.top_images(range(0, len(evaluation.captions), step)[:QUERIES_SHOWN]),
+        intervals=bootstrap_intervals(*own),
+        config_text=to_yaml(config),
         facts={
             "data": f"{config.data.path}: trained on {config.data.train_split} "
             f"({len(trainer.train_records):,} pictures), measured on {config.data.val_split}",

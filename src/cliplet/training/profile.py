@@ -201,7 +201,7 @@ def _wait(device: torch.device) -> None:
 
 def _advice(bottleneck: str, trainer: Trainer, ratio: float, shorter_side: float) -> str:
     """What would help, in the order in which to try it."""
-    size, workers = trainer.loader.image_size, trainer.loader.workers
+    size, workers = trainer.loader.augmented_size, trainer.loader.workers
     if bottleneck == "model" and trainer.teaching and trainer.teaching.live:
         return (
             "Teachers run in every step, and the model's time is theirs too: cliplet distil-store keeps what they say "
@@ -210,7 +210,7 @@ def _advice(bottleneck: str, trainer: Trainer, ratio: float, shorter_side: float
     if bottleneck == "model":
         return (
             f"The loader is {ratio:.1f} times as fast as the model, so the data hold nothing up. A faster device, a "
-            "smaller tower or fewer pixels (model.preprocess.image_size) would help."
+            "smaller tower or fewer pixels (train.image_size) would help."
         )
     if bottleneck == "tokenize":
         return "Tokenizing is done once; with so few epochs it counts. Fewer captions a picture would help."

@@ -45,7 +45,7 @@ from cliplet.training.finish import finish
 from cliplet.training.optim import build_optimizer, choose_device, choose_precision
 from cliplet.training.run_log import RunLog
 from cliplet.training.stages import refuse_bad_stages
-from cliplet.training.start import start_model
+from cliplet.training.start import refuse_other_size, start_model
 from cliplet.training.teaching import Teaching, open_teaching
 from cliplet.training.trainer import CHECKPOINTS, State, Trainer
 
@@ -112,6 +112,7 @@ def _train(config: RunConfig, ranks: Ranks, resume: bool, command: str, console:
     resumed = checkpoint is not None
     del checkpoint  # as large as all that a run keeps
     refuse_bad_stages(state.model, config)
+    refuse_other_size(state.model, config)
     _agree(ranks, config, state, circumstances)
 
     quarantine = _prepared_folder(config, ranks, resumed)

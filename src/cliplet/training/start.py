@@ -1,10 +1,12 @@
-"""Starting a run from a model that is there already."""
+"""Before a run: a model to start from that is there already, and whether a model takes the pictures of training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cliplet.config import ModelConfig, differences
+import torch
+
+from cliplet.config import ModelConfig, RunConfig, differences
 from cliplet.errors import TrainingError
 from cliplet.models import DualEncoder
 from cliplet.models.pretrained import open_model
@@ -52,3 +54,19 @@ def start_model(source: str, config: ModelConfig) -> DualEncoder:
     model = DualEncoder.skeleton(config, start.tokenizer, start.image_tower.architecture, start.text_tower.architecture)
     load_exactly(model, start.state_dict(), source)
     return model
+
+
+def refuse_other_size(model: DualEncoder, config: RunConfig) -> None:
+    """Raises TrainingError where the image tower does not take augmented views of train.image_size pixels."""
+    size = config.train.image_size
+    if size in (None, config.model.preprocess.image_size):
+        return
+    model.eval()
+    try:
+        with torch.no_grad():
+            model.image_tower(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        raise TrainingError(
+            f"train.image_size {size}: the image tower does not take such pictures: {str(error).splitlines()[0]}",
+            f"Leave it out; the tower was built for {config.model.preprocess.image_size} pixels.",
+        ) from None

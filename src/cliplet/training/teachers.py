@@ -11,68 +11,44 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from cliplet import model_folder
-from cliplet.config import PreprocessConfig
 from cliplet.data.batch import Batch, moved
 from cliplet.data.records import Records
 from cliplet.data.teacher_shards import TeacherInfo
 from cliplet.errors import ModelError, TrainingError
 from cliplet.files import file_sha256
 from cliplet.models import DualEncoder
+from cliplet.models.open_clip_native import NativeOpenClip, NativeTokenizer, open_for_features
 from cliplet.models.open_clip_weights import SUFFIXES
-from cliplet.models.pretrained import open_model
-from cliplet.runtime.engines import OPEN_CLIP
+from cliplet.runtime.engines import OPEN_CLIP, best_model_folder
 from cliplet.runtime.tokenizer import Tokenizer
-from cliplet.training.open_clip_teachers import OpenClipTeacher, is_theirs_alone
 from cliplet.training.step import autocast
 from cliplet.training.tower_features import CAPTIONS_AT_ONCE, PICTURES_AT_ONCE
-
-
-class _Model(Protocol):
-    """What teachers have in common. Features are float32 and of unit length."""
-
-    preprocess: PreprocessConfig
-    width: int
-    logit_scale: float | None
-    tokenizer: str  # checksum
-
-    @property
-    def module(self) -> nn.Module:
-        """All that has weights."""
-        ...
-
-    def images(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels, on the model's device, to (B, T)."""
-        ...
-
-    def texts(self, captions: Sequence[str], device: torch.device) -> torch.Tensor:
-        """Captions to (C, T)."""
-        ...
 
 
 class Teacher:
     """A frozen model on its device. It is no module, so it is in nobody's weights, and nothing of it trains."""
 
-    def __init__(self, name: str, weights: str, model: _Model, device: torch.device, precision: str):
+    def __init__(
+        self, name: str, weights: str, model: DualEncoder | NativeOpenClip, device: torch.device, precision: str
+    ):
         """`name` as the user gave it; `weights`: their sha256, or nothing."""
         self.device, self.precision = device, precision
-        self._model = model
-        model.module.requires_grad_(False).eval().to(device)
+        self._model = model.requires_grad_(False).eval().to(device)
+        pictures = model.config.preprocess
         self.info = TeacherInfo(
             name=name,
             weights=weights,
-            tokenizer=model.tokenizer,
-            image_size=model.preprocess.image_size,
-            mean=model.preprocess.mean,
-            std=model.preprocess.std,
-            embed_dim=model.width,
-            logit_scale=model.logit_scale,
+            tokenizer=_checksum(model.tokenizer),
+            image_size=pictures.image_size,
+            mean=pictures.mean,
+            std=pictures.std,
+            embed_dim=model.config.embed_dim,
+            logit_scale=_logit_scale(model),
             precision=precision,
         )
 
@@ -80,7 +56,7 @@ class Teacher:
         """Unit features (B, T) float32, on the teacher's device, of uint8 pixels of its size, on any device."""
         blocks = pixels_B3SS.split(PICTURES_AT_ONCE)
         with self._computing():
-            features = [self._model.images(moved(block, self.device)) for block in blocks]
+            features = [self._model.encode_image(moved(block, self.device)) for block in blocks]
         return torch.cat(features)
 
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:
@@ -91,7 +67,8 @@ class Teacher:
         with self._computing():
             for start in range(0, len(order), CAPTIONS_AT_ONCE):
                 rows = order[start : start + CAPTIONS_AT_ONCE]
-                blocks.append(self._model.texts([captions[row] for row in rows], self.device))
+                ids_CL, mask_CL = map(torch.from_numpy, self._model.tokenizer([captions[row] for row in rows]))
+                blocks.append(self._model.encode_text(ids_CL.to(self.device), mask_CL.to(self.device)))
         return torch.cat(blocks)[moved(torch.tensor(order, dtype=torch.int64).argsort(), self.device)]
 
     @contextmanager
@@ -151,14 +128,7 @@ def open_teacher(source: str | Path, device: torch.device, precision: str) -> Te
     every kind will do, as far as their configuration and files are there. Raises ModelError.
     """
     name, weights = identity(source)
-    model: _Model
-    try:
-        model = _Ours(open_model(source))
-    except ModelError:
-        if not name.startswith(OPEN_CLIP) or not is_theirs_alone(name.removeprefix(OPEN_CLIP)):
-            raise
-        model = OpenClipTeacher(name.removeprefix(OPEN_CLIP))
-    return Teacher(name, weights, model, device, precision)
+    return Teacher(name, weights, open_for_features(source), device, precision)
 
 
 def identity(source: str | Path) -> tuple[str, str]:
@@ -175,7 +145,7 @@ def identity(source: str | Path) -> tuple[str, str]:
 def known_facts(source: str | Path) -> dict[str, object]:
     """What is known of a teacher without opening it, by the names of TeacherInfo: of a model folder, how it takes its
     pictures, and its tokenizer; of another, nothing. Raises ModelError for a damaged folder."""
-    folder = _folder(str(source))
+    folder = best_model_folder(source)
     if not model_folder.is_model_folder(folder):
         return {}
     config = model_folder.read_description(folder).model
@@ -189,15 +159,16 @@ def known_facts(source: str | Path) -> dict[str, object]:
     }
 
 
-def _checksum(tokenizer: Tokenizer) -> str:
-    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+def _checksum(tokenizer: Tokenizer | NativeTokenizer) -> str:
+    text = tokenizer.to_json() if isinstance(tokenizer, Tokenizer) else tokenizer.on_samples()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _folder(source: str) -> Path:
-    """A model folder, or the one of a run's best model."""
-    folder = Path(source)
-    inner = folder / "model"
-    return inner if not model_folder.is_model_folder(folder) and model_folder.is_model_folder(inner) else folder
+def _logit_scale(model: DualEncoder | NativeOpenClip) -> float | None:
+    """What the model multiplies cosines with, None where that depends on the batch."""
+    if isinstance(model, DualEncoder) and model.config.temperature.kind != "learned":
+        return None
+    return float(model.logit_scale.detach())
 
 
 def _weights_file(source: str) -> Path:
@@ -206,22 +177,4 @@ def _weights_file(source: str) -> Path:
         file = Path(source.removeprefix(OPEN_CLIP).partition("/")[2])
         # A bare word is a tag, even where a file is called so.
         return file if len(file.parts) > 1 or file.suffix in SUFFIXES else Path()
-    return _folder(source) / model_folder.WEIGHTS
-
-
-class _Ours:
-    """A DualEncoder as a teacher."""
-
-    def __init__(self, model: DualEncoder):
-        self.module = model
-        self.preprocess, self.width = model.config.preprocess, model.config.embed_dim
-        learned = model.config.temperature.kind == "learned"
-        self.logit_scale = float(model.logit_scale.detach()) if learned else None
-        self.tokenizer = _checksum(model.tokenizer)
-
-    def images(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
-        return self.module.encode_image(pixels_B3SS)
-
-    def texts(self, captions: Sequence[str], device: torch.device) -> torch.Tensor:
-        ids_CL, mask_CL = (torch.from_numpy(array).to(device) for array in self.module.tokenizer(captions))
-        return self.module.encode_text(ids_CL, mask_CL)
+    return best_model_folder(source) / model_folder.WEIGHTS

@@ -101,6 +101,7 @@ class Trainer:
             state.model.tokenizer,
             batch_size=config.train.batch_size,
             image_size=config.model.preprocess.image_size,
+            augmented_size=config.train.image_size,
             data=config.data,
             augment=config.augment,
             seed=config.train.seed,

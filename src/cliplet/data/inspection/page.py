@@ -1,17 +1,13 @@
 """One HTML file that shows a data set to people: what is wrong with it, its numbers, its pictures, its copies.
 
-The file stands alone: styles, charts (SVG) and thumbnails (base64) are inside, it loads nothing and runs no script,
-and a policy in its head forbids both, whatever a caption holds.
+What all pages have in common, that they stand alone and run no script, is in `cliplet.page`.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -22,9 +18,9 @@ from cliplet.data.inspection.result import Inspection
 from cliplet.data.inspection.sheet import sampled_rows
 from cliplet.data.inspection.table import NOT_ALL_SOUGHT, in_script, kinds, numbers
 from cliplet.data.places import file_name
-from cliplet.drawing import short_reason, thumbnail
 from cliplet.errors import DataError
-from cliplet.files import written_beside
+from cliplet.page import Section, embedded, facts_table
+from cliplet.page import write_page as write_html
 
 THUMBNAIL = 200  # pixels of the longer side
 PER_SPLIT = 12  # pictures shown
@@ -33,7 +29,8 @@ SHOWN = 4  # pictures of a group
 LISTED = 100  # findings of a kind
 OPEN = 10  # a longer list is folded
 CAPTIONS = 5  # of a picture
-MARK = '<meta name="generator" content="cliplet inspect">'
+GENERATOR = "cliplet inspect"
+MARK = f'<meta name="generator" content="{GENERATOR}">'
 
 
 def refuse_foreign(file: Path) -> None:
@@ -56,25 +53,17 @@ def write_page(inspection: Inspection, file: Path, seed: int = 0) -> None:
     kind stands, OSError where the file cannot be written.
     """
     refuse_foreign(file)
-    page = PAGE.substitute(
-        mark=MARK,
-        title=escape(Path(inspection.path).name or inspection.path),
-        about=escape(f"{inspection.path} ({inspection.form})"),
-        verdict=_verdict(inspection),
-        splits=_section("Splits", _splits(inspection)),
-        numbers=_section("Numbers", _facts(numbers(inspection)) + _charts(inspection)),
-        copies="".join(_copies(inspection)),
-        pictures=_section("Pictures", _pictures(inspection, seed)),
-        captions=_section("Captions", _captions(inspection)),
-        problems=_section("Files and records", "".join(_problems(inspection))),
-    )
-    with written_beside(file) as beside:
-        beside.write_text(page, encoding="utf-8", errors="replace")  # half a character must not cost the page
-
-
-def _section(heading: str, content: str, anchor: str = "") -> str:
-    mark = f' id="{anchor}"' if anchor else ""
-    return f"<section{mark}>\n<h2>{escape(heading)}</h2>\n{content}\n</section>\n" if content else ""
+    sections = [
+        Section("Splits", _splits(inspection)),
+        Section("Numbers", facts_table(numbers(inspection)) + _charts(inspection)),
+        *_copies(inspection),
+        Section("Pictures", _pictures(inspection, seed)),
+        Section("Captions", _captions(inspection)),
+        Section("Files and records", "".join(_problems(inspection))),
+    ]
+    lead = f'<p class="about">{escape(f"{inspection.path} ({inspection.form})")}</p>\n{_verdict(inspection)}\n'
+    title = Path(inspection.path).name or inspection.path
+    write_html(file, title, sections, lead, generator=GENERATOR, style=STYLE)
 
 
 def _verdict(inspection: Inspection) -> str:
@@ -104,11 +93,6 @@ def _splits(inspection: Inspection) -> str:
     return f'<table class="counts"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = (f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in facts.items())
-    return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
-
-
 def _charts(inspection: Inspection) -> str:
     texts, looks = inspection.texts, inspection.survey.looks
     shorter = np.minimum(looks.width, looks.height)[looks.good]
@@ -129,17 +113,17 @@ def _lengths(lengths: np.ndarray) -> Lengths:
     return Lengths(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
-def _copies(inspection: Inspection) -> Iterator[str]:
+def _copies(inspection: Inspection) -> Iterator[Section]:
     for title, items, _, _ in kinds(inspection):
         if items and isinstance(items[0], (Duplicates, Copies)):
             groups = "".join(_group(group) for group in items[:GROUPS])
             groups = f'<div class="groups">{groups}</div>'
-            yield _section(f"{title}: {len(items):,}", groups + _more(len(items) - GROUPS), _anchor(title))
+            yield Section(f"{title}: {len(items):,}", groups + _more(len(items) - GROUPS), _anchor(title))
 
 
 def _group(group: Duplicates | Copies) -> str:
     shown = "".join(
-        f'<li>{_embedded(place.path)}<span class="name"><b class="split">{escape(place.split or "(none)")}</b> '
+        f'<li>{_shown(place.path)}<span class="name"><b class="split">{escape(place.split or "(none)")}</b> '
         f"{escape(file_name(place.path))}</span></li>"
         for place in group.places[:SHOWN]
     )
@@ -156,23 +140,15 @@ def _pictures(inspection: Inspection, seed: int) -> str:
         items = []
         for record in (inspection.survey.source.records[row] for row in rows):
             captions = "".join(f"<p>{escape(caption)}</p>" for caption in record.captions[:CAPTIONS])
-            items.append(f"<li>{_embedded(record.image)}{captions}{_more(len(record.captions) - CAPTIONS)}</li>")
+            items.append(f"<li>{_shown(record.image)}{captions}{_more(len(record.captions) - CAPTIONS)}</li>")
         whole = inspection.splits[split].pictures
         parts.append(f"<h3>{escape(split or '(no split)')}: {len(rows):,} of {whole:,}</h3>")
         parts.append(f'<ul class="pictures">{"".join(items)}</ul>')
     return "".join(parts)
 
 
-def _embedded(place: str) -> str:
-    """The thumbnail as an element that needs no other file."""
-    name = escape(file_name(place))
-    try:
-        buffer = io.BytesIO()
-        thumbnail(place, THUMBNAIL).save(buffer, "JPEG", quality=80, optimize=True)
-    except Exception as error:
-        return f'<span class="missing">{escape(short_reason(place, error))}</span>'
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img loading="lazy" alt="{name}" title="{name}" src="data:image/jpeg;base64,{data}">'
+def _shown(place: str) -> str:
+    return embedded(place, file_name(place), THUMBNAIL)
 
 
 def _captions(inspection: Inspection) -> str:
@@ -205,86 +181,30 @@ def _details(title: str, items: Sequence[Any], describe: Callable[[Any], str]) -
     return f"{start}{summary}<ul>{shown}</ul>{_more(len(items) - LISTED)}</details>"
 
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-$mark
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$title</title>
-<style>
-:root { --paper: #fff; --ink: #1c2024; --faint: #5c636a; --rule: #d9dce0; --panel: #f5f6f7;
-  --one: #1f5fbf; --two: #b4500a; --bad: #b3261e; --good: #137333; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e8eaed; --faint: #a2a9b0; --rule: #363b41;
-  --panel: #1f2327; --one: #7fb0ff; --two: #ffab66; --bad: #ff8a80; --good: #6ddb8b; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-h3 { font-size: 1rem; font-weight: 600; margin: 1.5rem 0 .5rem; overflow-wrap: anywhere; }
-.about, .more { color: var(--faint); margin: .3rem 0; overflow-wrap: anywhere; }
+STYLE = """
+.about, .more { margin: .3rem 0; }
 .verdict { list-style: none; margin: 1.25rem 0 0; padding: 0; display: grid; gap: .4rem; }
-.verdict li, .good { background: var(--panel); border-left: 4px solid var(--rule); border-radius: 4px;
+.verdict li, .good { background: var(--panel); border-left: 4px solid var(--rule); border-radius: 4px; max-width: none;
   padding: .4rem .75rem; overflow-wrap: anywhere; }
 .verdict a { color: inherit; text-decoration-color: var(--faint); }
 .verdict .bad { border-color: var(--bad); }
 .verdict .bad strong { color: var(--bad); }
 .verdict .doubtful { border-color: var(--two); }
-.good { border-color: var(--good); }
-table { border-collapse: collapse; }
-th, td { padding: .4rem .8rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
-th { font-weight: 600; }
+.good { border-color: var(--good); color: inherit; }
 .counts, .texts { font-variant-numeric: tabular-nums; }
 .counts td, .counts thead th, .texts td:first-child { text-align: right; }
-.counts tr > :first-child, .facts th { padding-left: 0; }
-.facts { width: 100%; }
-.facts th { color: var(--faint); font-weight: 400; width: 1%; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem;
-  margin-top: 1.5rem; }
-figure { margin: 0; }
-figcaption { font-weight: 600; }
-figure > svg { display: block; width: 100%; max-width: 40rem; height: auto; }
-svg text { fill: var(--faint); font: 12px system-ui, sans-serif; }
-.grid { stroke: var(--rule); }
-.bar { fill: var(--one); }
-.beyond { fill: var(--two); }
-.cut { stroke: var(--two); stroke-width: 1.5; stroke-dasharray: 4 3; }
-.pictures { list-style: none; margin: 0; padding: 0; display: grid; gap: .6rem;
+section > .pictures, .group .pictures { list-style: none; margin: 0; padding: 0; display: grid; gap: .6rem;
   grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
 .pictures li { background: var(--panel); border-radius: 6px; padding: 4px; min-width: 0; }
-.pictures p { margin: .35rem .25rem; font-size: .85rem; line-height: 1.35; overflow-wrap: anywhere; }
-.pictures img, .missing { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
-.missing { background: var(--rule); font-size: .8rem; padding: .5rem; overflow: auto; overflow-wrap: anywhere; }
+.pictures p { margin: .35rem .25rem; font-size: .85rem; line-height: 1.35; color: inherit; }
+.pictures .more { color: var(--faint); }
+.pictures img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; }
 .groups { display: grid; gap: .75rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); }
 .group { background: var(--panel); border-radius: 6px; padding: 4px; }
 .group .pictures { grid-template-columns: 1fr 1fr; gap: 0; }
 .name { display: block; font-size: .8rem; color: var(--faint); margin: 4px; overflow-wrap: anywhere; }
 .split { color: var(--ink); }
-details { margin: .5rem 0; }
-summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 details li { overflow-wrap: anywhere; font-size: .9rem; }
-@media (max-width: 34rem) {
-  .facts th { white-space: normal; }
-  th, td { padding: .4rem .4rem; }
-  .pictures { grid-template-columns: 1fr 1fr; gap: .4rem; }
-}
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p class="about">$about</p>
-$verdict
-$splits
-$numbers
-$copies
-$pictures
-$captions
-$problems
-</body>
-</html>
-""")
+@media (max-width: 34rem) { section > .pictures { grid-template-columns: 1fr 1fr; gap: .4rem; } }
+"""

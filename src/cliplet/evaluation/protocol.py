@@ -1,0 +1,143 @@
+"""What an evaluation reports: metrics with their intervals, folds, the benchmark that it is, baselines beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cliplet.data.records import ImageText
+from cliplet.evaluation.intervals import bootstrap_intervals
+from cliplet.evaluation.known_splits import SplitCheck
+from cliplet.evaluation.measure import Evaluation
+from cliplet.evaluation.retrieval import clip_benchmark_names, fold_metrics, mean_metrics
+from cliplet.results import Result, Strict
+
+COCO_FOLDS = {"coco-5k": 5}  # the field reports this split's five folds of 1,000 as well
+
+
+class Folds(Strict):
+    """Metrics of equal parts of the pictures, each searched alone."""
+
+    count: int
+    """Parts, of neighbouring pictures in the data set's order."""
+    images_each: int
+    """Pictures of each; what is left over is in none."""
+    metrics: dict[str, float]
+    """The mean over the parts."""
+
+
+class Benchmark(Strict):
+    """Whether the pictures are those of a benchmark that the field knows."""
+
+    name: str
+    """coco-5k, flickr30k-1k, flickr8k-1k, or another split that is known; empty: none of them."""
+    claimed: str
+    """What the data set calls itself, by its names or by --benchmark; empty: nothing known."""
+    is_it: bool
+    """Whether the pictures are those of the split that is claimed."""
+    note: str
+    """For people; empty: nothing to say."""
+
+
+class Measurement(Strict):
+    """What was measured of one model."""
+
+    model: str
+    """As it was named: a folder, open_clip:ARCHITECTURE/PRETRAINED, a file of embeddings."""
+    metrics: dict[str, float]
+    """image_to_text_R@k and text_to_image_R@k in percent; _median_rank, _mean_rank, _mrr; rsum; images; captions."""
+    intervals: dict[str, tuple[float, float]]
+    """Lower and upper end of each metric's 95 % interval, by bootstrap over pictures; empty: not asked for."""
+    clip_benchmark: dict[str, float]
+    """Recalls as LAION's CLIP_benchmark names them, from 0 to 1: image_retrieval_recall@k is text to image."""
+    folds: Folds | None
+    """null: not asked for."""
+
+
+class EvaluationResult(Result):
+    """Of `cliplet evaluate`."""
+
+    format: str = "cliplet-evaluation"
+    """What this object is."""
+    model: str
+    """As it was named."""
+    data: str
+    """As it was named."""
+    split: str
+    """What was measured on."""
+    left_out: int
+    """Records, captions and pictures that could not be used."""
+    problems: list[dict[str, str]]
+    """Each of them: where, and the reason."""
+    metrics: dict[str, float]
+    """As in Measurement."""
+    intervals: dict[str, tuple[float, float]]
+    """As in Measurement."""
+    resamples: int
+    """Of the bootstrap; 0: no intervals."""
+    seed: int
+    """Of the bootstrap."""
+    clip_benchmark: dict[str, float]
+    """As in Measurement."""
+    folds: Folds | None
+    """As in Measurement."""
+    benchmark: Benchmark
+    """Which known split it is, if any."""
+    statistics: dict[str, float]
+    """Of the features: alignment, uniformity, modality gap and others."""
+    logit_scale: float | None
+    """What the model multiplies cosines by, the inverse of its temperature; null: unknown, or no single number."""
+    baselines: list[Measurement]
+    """Other models on the same pictures and captions."""
+
+
+def measurement(
+    model: str,
+    evaluation: Evaluation,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    folds: int = 0,
+) -> Measurement:
+    """All that is reported of one model. `resamples` 0: no intervals; `folds` below 2: none.
+
+    Raises DataError where there are fewer pictures than folds.
+    """
+    one = evaluation
+    ranks = one.image_rank_N, one.text_rank_M
+    intervals = bootstrap_intervals(*ranks, one.caption_image_M, resamples=resamples, seed=seed) if resamples else {}
+    in_folds = None
+    if folds > 1:
+        every = fold_metrics(one.image_ND, one.text_MD, one.caption_image_M, folds)
+        in_folds = Folds(count=folds, images_each=int(every[0]["images"]), metrics=mean_metrics(every))
+    return Measurement(
+        model=model,
+        metrics=one.metrics,
+        intervals=intervals,
+        clip_benchmark=clip_benchmark_names(one.metrics),
+        folds=in_folds,
+    )
+
+
+def benchmark(check: SplitCheck) -> Benchmark:
+    """The check of a split as it is reported."""
+    return Benchmark(name=check.name, claimed=check.claim, is_it=check.is_it, note=check.note)
+
+
+def common(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The same evaluations on the pictures that all of them could read, so that their figures compare."""
+    from cliplet.evaluation.measure import assembled
+
+    readable = [{_key(record) for record in one.records} for one in evaluations]
+    if all(keys == readable[0] for keys in readable):
+        return list(evaluations)
+    shared = set.intersection(*readable)
+    kept = []
+    for one in evaluations:
+        failed = {row: "another model could not read it" for row, r in enumerate(one.records) if _key(r) not in shared}
+        kept.append(assembled(one.records, one.image_ND, one.text_MD, failed, one.logit_scale))
+    return kept
+
+
+def _key(record: ImageText) -> Any:
+    return record.image, record.captions

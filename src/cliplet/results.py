@@ -1,0 +1,138 @@
+"""What verbs print with --json: one object each, of a form that says its name and version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Strict(BaseModel):
+    """Part of a result. What stands under a field is its description, here and in docs/json.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class Result(Strict):
+    """One command's result. A field is never renamed or given another meaning under the same `format_version`; new
+    ones may come. Numbers that are not finite become null."""
+
+    format: str
+    """What this object is."""
+    format_version: int = 1
+    """Of that form."""
+
+    def to_json(self) -> str:
+        """The object as JSON text, indented."""
+        return self.model_dump_json(indent=2)
+
+
+class TrainingSummary(Result):
+    """Of `cliplet train`."""
+
+    format: str = "cliplet-training"
+    """What this object is."""
+    recipe: str
+    """The recipe it started from."""
+    run: str
+    """The run folder."""
+    model: str
+    """The folder of the best model."""
+    report: str
+    """The page of the run."""
+    data: str
+    """The data set."""
+    split: str
+    """Validation split, on which the best epoch was chosen and this was measured."""
+    seed: int
+    """Of the run."""
+    left_out: int
+    """Bad records and pictures."""
+    metrics: dict[str, float]
+    """Of the best model, in fp32, as in cliplet-evaluation."""
+
+
+class DemoSummary(Result):
+    """Of `cliplet demo`."""
+
+    format: str = "cliplet-demo"
+    """What this object is."""
+    model: str
+    """The folder of the best model."""
+    report: str
+    """The page of the run."""
+    queries: str
+    """The picture of some queries and their answers."""
+    scenes: str
+    """The folder of the rendered pictures."""
+    seed: int
+    """Of the scenes and of the training."""
+    metrics: dict[str, float]
+    """On the test split, as in cliplet-evaluation."""
+
+
+class ModelSummary(Result):
+    """Of `cliplet import` and `cliplet interpolate`."""
+
+    format: str = "cliplet-model"
+    """What this object is."""
+    model: str
+    """The folder that was written."""
+    sources: list[str]
+    """What it was made from."""
+    parameters: int
+    """How many the model has."""
+    preprocess: dict[str, Any]
+    """What pictures go through, as in the folder's config.json."""
+
+
+class PackSummary(Result):
+    """Of `cliplet pack`."""
+
+    format: str = "cliplet-pack"
+    """What this object is."""
+    out: str
+    """The folder of the pack."""
+    pictures: int
+    """In the pack."""
+    captions: int
+    """In the pack."""
+    left_out: int
+    """Pictures that are not, because they were bad."""
+    shards: int
+    """Tars."""
+    bytes: int
+    """Of the tars."""
+    packed_now: int
+    """Pictures that this call packed; the others were there."""
+    seconds: float
+    """That it took."""
+
+
+class StoreSummary(Result):
+    """Of `cliplet distil-store`."""
+
+    format: str = "cliplet-store"
+    """What this object is."""
+    out: str
+    """The folder of the store."""
+    teachers: list[str]
+    """By name."""
+    pictures: int
+    """With embeddings."""
+    captions: int
+    """With embeddings."""
+    views: int
+    """Of each picture."""
+    left_out: int
+    """Pictures that could not be read."""
+    shards: int
+    """Tars."""
+    bytes: int
+    """Of the tars."""
+    computed_now: int
+    """Pictures that this call computed; the others were there."""
+    seconds: float
+    """That it took."""
+    next: str
+    """The command that trains from it."""
