@@ -43,9 +43,11 @@ def test_the_wall_stands(run_python, tmp_path):
 def test_the_runtime_half_imports_without_torch(walled):
     done = walled(
         "import cliplet, cliplet.cli, cliplet.config, cliplet.recipes, cliplet.model_folder, cliplet.model_card\n"
-        "import cliplet.console, cliplet.drawing, cliplet.errors\n"
+        "import cliplet.console, cliplet.drawing, cliplet.errors, cliplet.page, cliplet.charts, cliplet.results\n"
         "import cliplet.data.readers, cliplet.data.images, cliplet.data.inspection, cliplet.data.scenes\n"
         "import cliplet.evaluation.report, cliplet.runtime.encoder, cliplet.runtime.engines\n"
+        "import cliplet.evaluation.protocol, cliplet.evaluation.comparison_page, cliplet.evaluation.embeddings\n"
+        "import cliplet.evaluation.zero_shot, cliplet.evaluation.few_shot, cliplet.evaluation.show\n"
         "assert cliplet.load and cliplet.Encoder and cliplet.evaluate and cliplet.ClipletError\n"
         "from cliplet.evaluation import retrieval_metrics\n"
         "import numpy as np\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cliplet.cli.options import parse
+from cliplet.errors import DataError
 
 
 def evaluate(words: list[str]) -> None:
@@ -65,6 +66,8 @@ def evaluate(words: list[str]) -> None:
     source = read_source(options.data, options.images, options.samples)
     records = source.select(options.split)
     checked = check(options.data, options.split, records, named(options.benchmark) if options.benchmark else None)
+    if options.benchmark and not checked.is_it:
+        raise DataError(f"{options.data}, split {options.split}: is not {options.benchmark}", checked.note)
     if checked.note:
         print(checked.note, file=sys.stderr)
     quarantine = Quarantine(options.quarantine)
