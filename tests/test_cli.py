@@ -43,7 +43,7 @@ def trained(monkeypatch):
 
     calls = []
 
-    def train(config, *, resume, command):
+    def train(config, *, resume, command, console):
         calls.append((config, resume, command))
         raise TrainingError("not now")
 
@@ -97,7 +97,7 @@ def test_no_recipe(fails):
         (["train", "demo", "--train.seed", "three"], "--train.seed"),
         (["train", "demo", "--train.batch-size", "1"], "batch_size"),
         (["train", "demo", "--augment.crop-scale", "1", "0.5"], "crop_scale"),
-        (["evaluate"], "Model folder"),
+        (["evaluate"], "Model or run folder"),
         (["evaluate", "a", "b", "--spilt", "val"], "--split"),
         (["recipes", "demo", "scratch"], "scratch"),
     ],
@@ -167,15 +167,6 @@ def test_evaluate_what_is_not_there(fails, saved_model, data_set, tmp_path):
     assert "there is no split 'tset'" in said and "test (3)" in said
     said = fails("evaluate", saved_model, data_set, "--images", tmp_path / "none")
     assert "the picture folder does not exist" in said
-
-
-def test_evaluate_a_run_folder_points_to_the_model_in_it(fails, model_copy, data_set, tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    model_copy.rename(run / "model")
-    (run / "log.jsonl").write_text("")
-    said = fails("evaluate", run, data_set)
-    assert f"The model is in {run / 'model'}." in said
 
 
 def test_evaluate_json_that_is_none(fails, saved_model, tmp_path):

@@ -171,6 +171,15 @@ def test_augmentation_is_applied(make, records, tmp_path):
     assert torch.equal(batch.pixels_B3HW, batch.pixels_B3HW[:1].expand_as(batch.pixels_B3HW))
 
 
+def test_augmented_views_may_be_smaller_than_whole_pictures(make):
+    loader = make(augmented_size=SIZE // 2)
+    augmented, whole = next(loader.epoch(0)), next(loader.epoch(0, augmented=False))
+    assert augmented.pixels_B3HW.shape[2:] == (SIZE // 2, SIZE // 2) and whole.pixels_B3HW.shape[2:] == (SIZE, SIZE)
+    taught = next(loader.epoch(0, teacher_sizes=(SIZE,)))
+    assert taught.teacher_pixels[SIZE].shape[2:] == (SIZE, SIZE)
+    assert np.array_equal(taught.pixels_B3HW, augmented.pixels_B3HW)
+
+
 def test_augmentation_that_does_nothing_is_none(make):
     loader = make(augment=AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(0.5, 2.0), flip=0.0))
     assert all_equal(list(loader.epoch(0)), list(loader.epoch(0, augmented=False)))

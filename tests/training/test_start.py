@@ -245,3 +245,20 @@ def test_a_bad_start_is_said_before_anything_is_written(model_copy, tiny, tiny_c
         train(config)
     assert str(model_copy) in caught.value.message
     assert not config.output.exists()
+
+
+# The size of training pictures
+
+
+def test_a_run_trains_on_smaller_views_than_it_is_measured_on(tiny, saved_model):
+    config = tiny(saved_model, image_size=16)
+    train(config)
+    assert DualEncoder.from_pretrained(config.output / "model").config.preprocess.image_size == 32
+
+
+def test_a_tower_of_one_size_refuses_views_of_another(tiny, tiny_config):
+    model = changed(tiny_config, "image", name="vit_tiny_patch16_224")
+    config = tiny("", model=model, image_size=16, stages=(StageConfig(epochs=1),))
+    with pytest.raises(TrainingError, match=r"train\.image_size 16: the image tower does not take such pictures"):
+        train(config)
+    assert not (config.output / "checkpoints").exists()

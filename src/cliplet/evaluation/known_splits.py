@@ -92,6 +92,16 @@ KNOWN_SPLITS: tuple[KnownSplit, ...] = (
         source="captions_val2017.json",
     ),
     KnownSplit(
+        name="coco-karpathy-val",
+        title="COCO's validation pictures (Karpathy's)",
+        family="coco",
+        benchmark=False,
+        pictures=5_000,
+        captions=25_010,
+        sha256="88757cdec7ea375cad04d6eb8e01407a227f802a1fb64399114d82d896e3fe95",
+        source="kelvinxu/arctic-captions, splits/coco_val.txt",
+    ),
+    KnownSplit(
         name="flickr30k-train",
         title="Flickr30k's training pictures",
         family="flickr30k",
