@@ -6,10 +6,13 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cliplet.cli.options import parse
 from cliplet.errors import DataError
+
+if TYPE_CHECKING:
+    from cliplet.evaluation.protocol import EvaluationResult
 
 
 def evaluate(words: list[str]) -> None:
@@ -49,16 +52,13 @@ def evaluate(words: list[str]) -> None:
 
     options: Options = parse(Options, "evaluate", words, evaluate.__doc__ or "")
 
-    from rich import print as show
-
-    from cliplet.console import progress_bar, recall_table
+    from cliplet.console import progress_bar
     from cliplet.data.quarantine import Quarantine
     from cliplet.data.readers import read_source
-    from cliplet.evaluation.embeddings import measured, save_embeddings
+    from cliplet.evaluation.embeddings import save_embeddings
     from cliplet.evaluation.known_splits import check, named
-    from cliplet.evaluation.protocol import COCO_FOLDS, EvaluationResult, benchmark, common, measurement
+    from cliplet.evaluation.protocol import evaluated
     from cliplet.evaluation.report import report_evaluation
-    from cliplet.evaluation.statistics import feature_statistics
     from cliplet.files import refuse_unwritable
 
     for file in filter(None, (options.report, options.save_embeddings)):
@@ -72,32 +72,17 @@ def evaluate(words: list[str]) -> None:
         print(checked.note, file=sys.stderr)
     quarantine = Quarantine(options.quarantine)
     quarantine.extend(source.problems)
-    models = [options.model, *options.baseline]
-    evaluations = []
-    for model in models:
-        with progress_bar(f"embedding with {model}" if len(models) > 1 else "embedding") as progress:
-            evaluations.append(measured(model, records, quarantine, progress))
-    evaluations = common(evaluations)
-    folds = options.folds if options.folds is not None else COCO_FOLDS.get(checked.name, 0)
-    rows = [
-        measurement(model, one, resamples=options.resamples, seed=options.seed, folds=folds)
-        for model, one in zip(models, evaluations, strict=True)
-    ]
-    own, evaluation = rows[0], evaluations[0]
-    statistics = feature_statistics(evaluation.image_ND, evaluation.text_MD, evaluation.caption_image_M)
-    result = EvaluationResult(
-        model=options.model,
-        data=options.data,
-        split=options.split,
-        left_out=len(quarantine),
-        problems=quarantine.entries(),
-        **own.model_dump(exclude={"model"}),
+    result, evaluation = evaluated(
+        (options.model, *options.baseline),
+        records,
+        options.data,
+        options.split,
+        checked,
+        quarantine,
         resamples=options.resamples,
         seed=options.seed,
-        benchmark=benchmark(checked),
-        statistics=statistics,
-        logit_scale=evaluation.logit_scale,
-        baselines=rows[1:],
+        folds=options.folds,
+        progress=progress_bar,
     )
     if options.save_embeddings:
         facts = {"model": options.model, "data": options.data, "split": options.split}
@@ -106,15 +91,23 @@ def evaluate(words: list[str]) -> None:
         report_evaluation(options.report, result, evaluation, "cliplet evaluate " + shlex.join(words))
     if options.json:
         print(result.to_json())
-        return
-    title = f"{options.model} on {options.data}, split {options.split}"
-    show(recall_table(own.metrics, title, own.intervals, {row.model: row for row in rows[1:]}))
-    if own.folds:
-        folded = f"mean of {own.folds.count} folds of {own.folds.images_each:,} pictures"
-        others = {row.model: row.folds for row in rows[1:] if row.folds}
-        show(recall_table(own.folds.metrics, folded, {}, others))
-    if quarantine:
-        print(quarantine.summary())
-    for what, written in (("report", options.report), ("embeddings", options.save_embeddings)):
-        if written:
-            print(f"{what}: {written}")
+    else:
+        _show(result, options, quarantine.summary())
+
+
+def _show(result: "EvaluationResult", options: Any, left_out: str) -> None:
+    from rich import print as show
+
+    from cliplet.console import recall_table
+
+    title = f"{result.model} on {result.data}, split {result.split}"
+    show(recall_table(result.metrics, title, result.intervals, {row.model: row for row in result.baselines}))
+    if result.folds:
+        folded = f"mean of {result.folds.count} folds of {result.folds.images_each:,} pictures"
+        others = {row.model: row.folds for row in result.baselines if row.folds}
+        show(recall_table(result.folds.metrics, folded, {}, others))
+    if left_out:
+        print(left_out)
+    for what, file in (("report", options.report), ("embeddings", options.save_embeddings)):
+        if file:
+            print(f"{what}: {file}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
+from cliplet.evaluation.embeddings import measured
 from cliplet.evaluation.intervals import bootstrap_intervals
 from cliplet.evaluation.known_splits import SplitCheck
-from cliplet.evaluation.measure import Evaluation
+from cliplet.evaluation.measure import Evaluation, assembled
 from cliplet.evaluation.retrieval import clip_benchmark_names, fold_metrics, mean_metrics
+from cliplet.evaluation.statistics import feature_statistics
 from cliplet.results import Result, Strict
+from cliplet.runtime.encoder import Progress
 
 COCO_FOLDS = {"coco-5k": 5}  # the field reports this split's five folds of 1,000 as well
 
@@ -91,6 +96,56 @@ class EvaluationResult(Result):
     """Other models on the same pictures and captions."""
 
 
+def evaluated(
+    models: Sequence[str],
+    records: Sequence[ImageText],
+    data: str,
+    split: str,
+    check: SplitCheck,
+    quarantine: Quarantine,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    folds: int | None = None,
+    progress: Callable[[str], AbstractContextManager[Progress]] = lambda what: nullcontext(_silent),
+) -> tuple[EvaluationResult, Evaluation]:
+    """The first of `models` measured on records, the others beside it as baselines; and the first one's evaluation.
+
+    `data`, `split`, `check`: where the records are from, and whether they are what this calls itself. `folds`: None for
+    as many as the field has on that split. `progress` gives, for what is done, a function to tell progress to. Raises
+    ClipletError for a model or file that is no good.
+    """
+    evaluations = []
+    for model in models:
+        with progress(f"embedding with {model}" if len(models) > 1 else "embedding") as tell:
+            evaluations.append(measured(model, records, quarantine, tell))
+    evaluations = common(evaluations)
+    parts = COCO_FOLDS.get(check.name, 0) if folds is None else folds
+    own, *baselines = (
+        measurement(model, one, resamples=resamples, seed=seed, folds=parts)
+        for model, one in zip(models, evaluations, strict=True)
+    )
+    first = evaluations[0]
+    result = EvaluationResult(
+        data=data,
+        split=split,
+        left_out=len(quarantine),
+        problems=quarantine.entries(),
+        **dict(own),
+        resamples=resamples,
+        seed=seed,
+        benchmark=Benchmark(name=check.name, claimed=check.claim, is_it=check.is_it, note=check.note),
+        statistics=feature_statistics(first.image_ND, first.text_MD, first.caption_image_M),
+        logit_scale=first.logit_scale,
+        baselines=baselines,
+    )
+    return result, first
+
+
+def _silent(done: int, total: int) -> None:
+    """Says nothing."""
+
+
 def measurement(
     model: str,
     evaluation: Evaluation,
@@ -119,15 +174,8 @@ def measurement(
     )
 
 
-def benchmark(check: SplitCheck) -> Benchmark:
-    """The check of a split as it is reported."""
-    return Benchmark(name=check.name, claimed=check.claim, is_it=check.is_it, note=check.note)
-
-
 def common(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The same evaluations on the pictures that all of them could read, so that their figures compare."""
-    from cliplet.evaluation.measure import assembled
-
     readable = [{_key(record) for record in one.records} for one in evaluations]
     if all(keys == readable[0] for keys in readable):
         return list(evaluations)
