@@ -6,6 +6,8 @@
 # make bench-recipes  whether every recipe learns, from scratch at full size; about an hour on two cores
 # make bench-training  steps, chunks, frozen features and ranks beside their peers; DATA=path/to/flickr8k
 # make bench-distillation  what a teacher costs, how exact stored features are, their size; DATA=path/to/flickr8k
+# make bench-evaluation  exact ranks beside CLIP_benchmark's recall: speed, memory, equality
+# make bench-ablations  what the five systems claim, one change at a time; hours; DATA=path/to/flickr8k WEIGHTS=FILE
 # make bench-gpu   steps of three recipes on a GPU: speed, share of its peak, memory
 # Each sets up .venv first, once; nothing is installed again until pyproject.toml or constraints.txt change.
 
@@ -13,7 +15,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format bench bench-recipes bench-training bench-distillation bench-gpu setup
+.PHONY: demo test test-slow lint format bench bench-recipes bench-training bench-distillation bench-evaluation \
+  bench-ablations bench-gpu setup
 
 demo: $(VENV)/.train
 	$(BIN)/cliplet demo
@@ -50,6 +53,14 @@ bench-training: $(VENV)/.dev
 bench-distillation: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "name a data set: make bench-distillation DATA=path/to/flickr8k"; exit 1; }
 	for part in step exact size; do $(BIN)/python benchmarks/distillation.py $$part --data $(DATA) || exit 1; done
+
+bench-evaluation: $(VENV)/.dev
+	$(BIN)/python benchmarks/evaluation.py
+
+bench-ablations: $(VENV)/.dev
+	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || \
+	  { echo "make bench-ablations DATA=path/to/flickr8k WEIGHTS=mobilenetv2_100.safetensors"; exit 1; }
+	$(BIN)/python benchmarks/ablations.py $(DATA) --weights $(WEIGHTS)
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py

@@ -9,8 +9,9 @@ from cliplet.cli import main as cliplet_main
 from cliplet.cli.compare import compare
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers import read_source
-from cliplet.evaluation.embeddings import measured, save_embeddings
+from cliplet.evaluation.embeddings import save_embeddings
 from cliplet.evaluation.measure import assembled
+from cliplet.evaluation.sources import measured
 
 
 @pytest.fixture(autouse=True)

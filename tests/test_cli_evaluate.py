@@ -9,8 +9,7 @@ import pytest
 from cliplet.cli import main as cliplet_main
 from cliplet.data.readers import read_source
 from cliplet.evaluation import evaluate
-from cliplet.evaluation.measure import assembled
-from cliplet.evaluation.protocol import common
+from cliplet.evaluation.measure import assembled, common
 from cliplet.runtime.encoder import load
 
 
@@ -44,7 +43,7 @@ def fails(capsys):
 
 
 def test_metrics_intervals_and_the_names_of_others(result, saved_model, data_set):
-    told, _ = result(saved_model, data_set, "--split", "all", "--resamples", 50, "--folds", 3)
+    told, _ = result(saved_model, data_set, "--split", "all", "--resamples", 100, "--folds", 3)
     expected = evaluate(load(saved_model), read_source(data_set).select("all")).metrics
     assert told["format"] == "cliplet-evaluation" and told["metrics"] == pytest.approx(expected)
     assert told["clip_benchmark"]["image_retrieval_recall@5"] == pytest.approx(expected["text_to_image_R@5"] / 100)
@@ -53,7 +52,7 @@ def test_metrics_intervals_and_the_names_of_others(result, saved_model, data_set
         assert low <= told["metrics"][name] <= high or "rank" in name or "mrr" in name, name
     assert told["folds"]["count"] == 3 and told["folds"]["images_each"] == 4
     assert told["logit_scale"] == pytest.approx(1 / 0.07)
-    assert told["statistics"]["modality_gap"] > 0 and told["resamples"] == 50
+    assert told["statistics"]["modality_gap"] > 0 and told["resamples"] == 100
     assert told["left_out"] == 0 and told["problems"] == [] and told["baselines"] == []
     assert told["benchmark"]["name"] == "" and not told["benchmark"]["is_it"]
 
@@ -116,6 +115,11 @@ def test_a_benchmark_that_is_asked_for_and_is_not_there(fails, saved_model, data
         (("--folds", 7), "3 pictures cannot be parted into 7 folds"),
         (("--report", "."), "is a folder"),
         (("--baseline", "nowhere"), "nowhere: no such model folder"),
+        (("--baseline", "nowhere.npz"), "nowhere.npz: no such file"),
+        (("--resamples", -1), "--resamples must be at least 100, got -1"),
+        (("--seed", -1), "--seed must be at least 0"),
+        (("--folds", 1), "--folds must be at least 2"),
+        (("--samples", 0), "--samples must be at least 1"),
     ],
 )
 def test_bad_words_are_refused(fails, saved_model, data_set, words, says):
@@ -131,3 +135,29 @@ def test_evaluations_of_different_pictures_are_brought_to_the_common_ones(data_s
     assert [record.image for record in one.records] == [record.image for record in two.records]
     assert len(one.records) == 10 and one.metrics == two.metrics and two.logit_scale == 7.0
     assert common([first, first]) == [first, first]
+
+
+def test_a_benchmark_that_loses_pictures_is_none(fails, result, saved_model, data_set, monkeypatch):
+    """Three of Flickr8k's pictures are the benchmark here, until one of them cannot be read."""
+    import hashlib
+    from dataclasses import replace
+
+    from cliplet.evaluation import split_check
+
+    records = data_set / "three.json"
+    told = json.loads((data_set / "dataset.json").read_text())
+    told["images"] = told["images"][:3]
+    for number, image in enumerate(told["images"]):
+        (data_set / "images" / image["filename"]).rename(data_set / "images" / f"{number + 7}_0123456789.jpg")
+        image.update(filename=f"{number + 7}_0123456789.jpg", split="test")
+    records.write_text(json.dumps(told))
+    digest = hashlib.sha256(b"7\n8\n9").hexdigest()
+    benchmark = replace(split_check.BENCHMARKS["flickr8k"], pictures=3, captions=6, sha256=digest)
+    monkeypatch.setattr(split_check, "KNOWN_SPLITS", (benchmark,))
+    monkeypatch.setattr(split_check, "BENCHMARKS", {"flickr8k": benchmark})
+    whole, _ = result(saved_model, records, "--benchmark", "flickr8k-1k")
+    assert whole["benchmark"]["is_it"] and whole["metrics"]["images"] == 3
+    (data_set / "images" / "8_0123456789.jpg").write_bytes(b"torn")
+    assert "is not flickr8k-1k" in fails(saved_model, records, "--benchmark", "flickr8k-1k")
+    torn, _ = result(saved_model, records)
+    assert not torn["benchmark"]["is_it"] and torn["metrics"]["images"] == 2

@@ -86,7 +86,7 @@ def test_without_freetype_the_bitmap_font_draws(monkeypatch):
 def test_wrapped_lines_fit_and_lose_nothing_until_they_are_too_many():
     text = "a small dog runs through deep snow after a yellow ball"
     lines = wrap(text, 13, 120, 99)
-    font = drawing._font(13, text)
+    font = drawing.font_of(13, text)
     assert len(lines) > 2
     assert " ".join(lines) == text
     assert all(font.getlength(line) <= 120 for line in lines)

@@ -187,15 +187,14 @@ def test_no_folder(tmp_path):
             cliplet.load(path)
 
 
-@pytest.mark.parametrize("inside", ["model", "last"])
-def test_a_run_folder_points_inside(model_copy, tmp_path, inside):
+def test_a_run_folder_without_a_best_model_points_to_the_last(model_copy, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    model_copy.rename(run / inside)
+    model_copy.rename(run / "last")
     with pytest.raises(ModelError) as caught:
         cliplet.load(run)
-    assert caught.value.hint == f"The model is in {run / inside}."
-    assert not model_folder.is_model_folder(run) and model_folder.is_model_folder(run / inside)
+    assert caught.value.hint == f"The model is in {run / 'last'}."
+    assert not model_folder.is_model_folder(run) and model_folder.is_model_folder(run / "last")
 
 
 def test_summary_counts_what_the_model_has(saved_model, tiny_model):

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cliplet.evaluation.retrieval import DIRECTIONS
+
 SECONDS_BETWEEN_LINES = 10  # where there is no terminal to draw a bar on
 
 Tell = Callable[[int, int], None]  # of (done, total)
@@ -106,7 +108,7 @@ def recall_table(
         if model:
             table.add_section()
             table.add_row(Text(model, style="italic"))
-        for name, direction in (("image→text", "image_to_text"), ("text→image", "text_to_image")):
+        for direction, name in DIRECTIONS.items():
             recalls = [_with_interval(values, ends, f"{direction}_R@{k}") for k in (1, 5, 10)]
             ranks = f"{values[f'{direction}_median_rank']:g}", f"{values[f'{direction}_mean_rank']:.1f}"
             table.add_row(name, *recalls, *ranks)

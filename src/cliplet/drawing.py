@@ -120,7 +120,7 @@ def caption_sheet(picture: Picture, captions: Sequence[ScoredText], note: str = 
         _write(draw, (left, top), text, size)
         end = left + width
         for column, label in enumerate([f"{score:.3f}"] + ([] if share is None else [f"{share:.1%}"])):
-            at = end - column * label_width // 2 - round(_font(size, label).getlength(label))
+            at = end - column * label_width // 2 - round(font_of(size, label).getlength(label))
             _write(draw, (at, top), [label], size, FAINT)
         below = top + height - bar - GAP
         draw.rectangle((left, below, end, below + bar), fill=PANEL)
@@ -189,8 +189,8 @@ def short_reason(picture: Picture, error: Exception) -> str:
 
 def wrap(text: str, size: int, width: int, most: int) -> list[str]:
     """The text in lines of at most `width` pixels at `size`; what is beyond `most` lines becomes an ellipsis."""
-    font = _font(size, text)
-    words = deque(_drawable(text, font).split())
+    font = font_of(size, text)
+    words = deque(drawable(text, font).split())
     lines: list[str] = []
     line = ""
     while words and len(lines) < most:
@@ -225,23 +225,23 @@ def _write(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], lines: Sequence[str], size: int, fill: str = INK
 ) -> None:
     left, top = corner
-    font = _font(size, " ".join(lines))
+    font = font_of(size, " ".join(lines))
     for number, line in enumerate(lines):
-        draw.text((left, top + number * _line_height(size)), _drawable(line, font), fill=fill, font=font)
+        draw.text((left, top + number * _line_height(size)), drawable(line, font), fill=fill, font=font)
 
 
 def _line_height(size: int) -> int:
     return round(size * 1.35)
 
 
-def _drawable(text: str, font: Font) -> str:
+def drawable(text: str, font: Font) -> str:
     """The text without what would stop the font: line breaks, halves of characters, and for a bitmap font all
     beyond Latin-1."""
     charset = "utf-8" if isinstance(font, ImageFont.FreeTypeFont) else "latin-1"
     return " ".join(text.replace("\0", " ").encode(charset, "replace").decode(charset).split())
 
 
-def _font(size: int, text: str) -> Font:
+def font_of(size: int, text: str) -> Font:
     if text.isascii():
         return _load_font(size, ())
     return _load_font(size, CJK_FONTS + WIDE_FONTS if max(text) >= FIRST_CJK else WIDE_FONTS)

@@ -8,6 +8,7 @@ from typing import Any
 
 from cliplet import __version__
 from cliplet.config import ImageTowerConfig, ModelConfig, RunConfig, to_yaml
+from cliplet.evaluation.retrieval import DIRECTIONS
 
 CARD = """\
 ---
@@ -150,7 +151,7 @@ def _results(metrics: dict[str, float], data: str, split: str) -> str:
         f"| {name} | "
         + " | ".join(f"{metrics[f'{direction}_R@{k}']:.2f}" for k in (1, 5, 10))
         + f" | {metrics[f'{direction}_median_rank']:g} | {metrics[f'{direction}_mean_rank']:.1f} |"
-        for name, direction in (("image→text", "image_to_text"), ("text→image", "text_to_image"))
+        for direction, name in DIRECTIONS.items()
     ]
     return RESULTS.format(
         split=split,

@@ -48,7 +48,7 @@ def difference(difference, low, high, p):
 def test_a_model_does_not_differ_from_itself():
     one = model(some_records(60), 1.0)
     found = compare(one, one, resamples=200)
-    assert found.left_out == 0 and found.evaluation_a is one
+    assert found.unshared == 0 and found.evaluation_a is one
     for value in found.differences.values():
         assert (value.difference, value.low, value.high, value.p) == (0, 0, 0, 1)
     assert found.most_different() == []
@@ -61,7 +61,7 @@ def test_a_clear_difference_is_found_with_its_sign():
     found, turned = compare(bad, good, resamples=1000), compare(good, bad, resamples=1000)
     for name in ("image_to_text_R@1", "text_to_image_R@5", "rsum"):
         one, other = found.differences[name], turned.differences[name]
-        assert 0 < one.low < one.difference < one.high and one.p == 1 / 1000
+        assert 0 < one.low < one.difference < one.high and one.p == 2 / 1001
         assert one.difference == pytest.approx(good.metrics[name] - bad.metrics[name])
         assert (other.difference, other.low, other.high) == pytest.approx((-one.difference, -one.high, -one.low))
     assert found.differences["text_to_image_mean_rank"].high < 0
@@ -101,7 +101,7 @@ def test_pictures_that_one_could_not_read_are_left_out_of_both():
     a, b = model(records, 1.0, failed=(3, 4)), model(records, 1.2, seed=1, failed=(4, 9, 11))
     found = compare(a, b, resamples=100)
     common = [record for row, record in enumerate(records) if row not in (3, 4, 9, 11)]
-    assert found.left_out == 3  # the fourth is in neither
+    assert found.unshared == 3  # the fourth is in neither
     assert found.evaluation_a.records == found.evaluation_b.records == common
     again = model(records, 1.2, seed=1, failed=(3, 4, 9, 11))
     assert found.evaluation_b.metrics == again.metrics
@@ -118,11 +118,11 @@ def test_a_picture_listed_twice_is_two():
     records = some_records(20)
     twice = [*records, records[3], records[3]]
     found = compare(model(twice, 1.0), model([*records, records[3]], 1.0), resamples=100)
-    assert len(found.evaluation_a.records) == 21 and found.left_out == 1
+    assert len(found.evaluation_a.records) == 21 and found.unshared == 1
 
 
 def test_nothing_in_common_is_an_error():
-    with pytest.raises(DataError, match="no picture with its captions is in both"):
+    with pytest.raises(DataError, match="no picture with its captions is in all"):
         compare(model(some_records(9), 1), model(some_records(9, "/other"), 1))
 
 

@@ -12,8 +12,9 @@ from cliplet.data.places import tar_member
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText, Records
 from cliplet.errors import DataError, ModelError
-from cliplet.evaluation.embeddings import evaluation_of, is_embeddings, measured, open_embeddings, save_embeddings
+from cliplet.evaluation.embeddings import evaluation_of, is_embeddings, open_embeddings, save_embeddings
 from cliplet.evaluation.measure import assembled
+from cliplet.evaluation.sources import measured
 
 N, D = 12, 8
 
@@ -313,3 +314,13 @@ def test_what_is_no_name_of_embeddings_is_opened_as_a_model(tmp_path, records):
         assert not is_embeddings(name)
     with pytest.raises(ModelError, match="no such model folder"):
         measured(tmp_path / "none", records)
+
+
+def test_a_picture_that_could_not_be_read_beside_one_of_its_name(tmp_path):
+    """Of two pictures of one name one could not be read: the file is no good for other data only."""
+    records = [ImageText("a/1.jpg", ("a cat",)), ImageText("b/1.jpg", ("a dog",)), ImageText("b/2.jpg", ("a cow",))]
+    rows = np.eye(3, dtype=np.float32)
+    found = assembled(records, rows, rows, {0: "torn"})
+    save_embeddings(tmp_path / "kept.npz", found, {}, records)
+    again = measured(tmp_path / "kept.npz", records, Quarantine())
+    assert [record.image for record in again.records] == ["b/1.jpg", "b/2.jpg"] and again.metrics == found.metrics

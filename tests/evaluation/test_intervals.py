@@ -82,7 +82,7 @@ def test_p_is_never_zero_and_the_sign_follows_the_order():
     perfect = np.ones_like(both[0]), np.ones_like(both[1])
     forth = paired_bootstrap(both, perfect, owner, resamples=500)["rsum"]
     back = paired_bootstrap(perfect, both, owner, resamples=500)["rsum"]
-    assert forth.p == back.p == pytest.approx(1 / 500)
+    assert forth.p == back.p == pytest.approx(2 / 501)
     assert forth.difference == pytest.approx(-back.difference) and forth.low == pytest.approx(-back.high)
 
 

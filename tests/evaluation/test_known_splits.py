@@ -14,8 +14,9 @@ from cliplet.data.places import tar_member
 from cliplet.data.readers import read_source
 from cliplet.data.records import ImageText, Records
 from cliplet.errors import ConfigError
-from cliplet.evaluation import known_splits
-from cliplet.evaluation.known_splits import KNOWN_SPLITS, check, claimed, named, recognise
+from cliplet.evaluation import split_check
+from cliplet.evaluation.known_splits import KNOWN_SPLITS
+from cliplet.evaluation.split_check import check, claimed, in_order, named, recognise
 
 SHARED = Path(os.environ.get("CLIPLET_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 NUMBERS = range(100, 140)
@@ -40,8 +41,8 @@ def small(request, monkeypatch):
         sha256=digest(range(200, 240)),
     )
     flickr = replace(named("flickr8k-1k"), pictures=3, captions=15, sha256=digest([7, 88, 999]))
-    monkeypatch.setattr(known_splits, "KNOWN_SPLITS", (benchmark, other, flickr))
-    monkeypatch.setattr(known_splits, "BENCHMARKS", {"coco": benchmark, "flickr8k": flickr})
+    monkeypatch.setattr(split_check, "KNOWN_SPLITS", (benchmark, other, flickr))
+    monkeypatch.setattr(split_check, "BENCHMARKS", {"coco": benchmark, "flickr8k": flickr})
 
 
 def digest(numbers):
@@ -76,10 +77,19 @@ def test_a_picture_is_known_in_a_shard():
     assert recognise([ImageText(place, ("a",)) for place in places]).name == "coco-5k"
 
 
-def test_a_picture_that_stands_in_several_records_counts_once():
+def test_a_record_for_each_caption_is_known_but_is_not_the_benchmark():
+    """Copies of a picture would compete with it."""
     records = [ImageText(f"{number}.jpg", (f"caption {k}",)) for number in NUMBERS for k in range(5 + (number == 100))]
     assert recognise(records).name == "coco-5k"
-    assert check("coco.tsv", "", records).is_it
+    checked = check("coco.tsv", "", records)
+    assert not checked.is_it and "they stand in 201 records instead of 40" in checked.note
+
+
+def test_the_order_of_a_benchmark_is_known_where_folds_of_it_are_reported(monkeypatch):
+    order = hashlib.sha256("\n".join(map(str, NUMBERS)).encode()).hexdigest()
+    benchmark = replace(split_check.BENCHMARKS["coco"], order=order)
+    assert in_order(benchmark, records_of(NUMBERS)) and not in_order(benchmark, records_of(reversed(NUMBERS)))
+    assert in_order(split_check.BENCHMARKS["flickr8k"], records_of([88, 7]))
 
 
 def test_flickr8ks_pictures_are_known_by_the_photographs_number():

@@ -9,6 +9,7 @@ from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
 from cliplet.errors import DataError, ImageError
 from cliplet.evaluation import evaluate, retrieval_metrics
+from cliplet.evaluation.measure import assembled
 from cliplet.runtime.encoder import Encoder
 
 NOISE = 12.0
@@ -110,13 +111,12 @@ def test_progress_never_goes_back_or_beyond(encoder, records):
     assert [done for done, _ in heard] == sorted(done for done, _ in heard) and heard[-1][0] == total
 
 
-def test_top_images_by_brute_force(encoder, records):
-    found = evaluate(encoder, records)
-    for (text, hits), query in zip(found.top_images([0, 5, 17], k=4), [0, 5, 17], strict=True):
-        assert text == found.captions[query] and len(hits) == 4
-        cosines = {record.image: float(found.image_ND[i] @ found.text_MD[query]) for i, record in enumerate(records)}
-        best = sorted(cosines.values(), reverse=True)[:4]
-        assert [score for _, score, _ in hits] == pytest.approx(best, abs=1e-6)
-        for file, score, own in hits:
-            assert cosines[str(file)] == pytest.approx(score, abs=1e-6)
-            assert own == (records[found.caption_image_M[query]].image == str(file))
+def test_features_that_are_no_numbers_are_named_by_their_picture(records):
+    rows = np.ones((20, 3), np.float32)
+    texts = np.ones((sum(len(record.captions) for record in records), 3), np.float32)
+    rows[7] = np.nan
+    with pytest.raises(DataError, match=r"the features of .*7\.png are no numbers"):
+        assembled(records, rows, texts, {})
+    texts[-1] = np.inf
+    with pytest.raises(DataError, match=r"the features of a caption of .*19\.png are no numbers"):
+        assembled(records, np.ones((20, 3), np.float32), texts, {})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cliplet.errors import ConfigError
-from cliplet.evaluation import ranking
+from cliplet.evaluation import ranking, right_answers
 from cliplet.evaluation.retrieval import fold_metrics, mean_metrics, retrieval_metrics, retrieval_ranks
 
 ENGINES = ("numpy", "torch", "faiss")
@@ -38,7 +38,7 @@ def exact_ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray, tie: flo
 @pytest.mark.parametrize("noise", [0.5, 3.0, 1e6])
 @pytest.mark.parametrize("block", [50, 2**20])
 def test_every_engine_gives_the_exact_ranks_in_any_block(monkeypatch, engine, noise, block):
-    monkeypatch.setattr(ranking, "BLOCK_SCORES", block)
+    monkeypatch.setattr(right_answers, "BLOCK_SCORES", block)
     image, text, owner = pairs(noise=noise)
     ranks = retrieval_ranks(image, text, owner, engine)
     expected = exact_ranks(image, text, owner, tie=1.2e-7)
@@ -65,10 +65,21 @@ def test_scores_that_float32_confuses_are_told_apart_in_float64(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("dense", [0.0, 1.0])
-def test_a_constant_encoder_is_last_everywhere_whichever_way_its_ties_are_looked_at(monkeypatch, engine, dense):
+@pytest.mark.parametrize("dense", [-1.0, 1.0])
+@pytest.mark.parametrize(
+    "feature",
+    [
+        unit(np.random.default_rng(1).normal(size=(1, 515))),
+        np.random.default_rng(2).normal(size=(1, 777)),
+        np.ones((1, 384)) / np.sqrt(384),
+        np.zeros((1, 7)),
+    ],
+    ids=["float32", "float64", "ones", "zeros"],
+)
+def test_a_constant_encoder_is_last_everywhere_whichever_way_its_ties_are_looked_at(
+    monkeypatch, engine, dense, feature
+):
     monkeypatch.setattr(ranking, "DENSE", dense)
-    feature = unit(np.random.default_rng(1).normal(size=(1, 515)))
     image, text, owner = np.tile(feature, (41, 1)), np.tile(feature, (123, 1)), np.repeat(np.arange(41), 3)
     by_image, by_text = retrieval_ranks(image, text, owner, engine)
     assert (by_image == 121).all() and (by_text == 41).all()
@@ -94,6 +105,38 @@ def test_features_of_any_length_are_ranked_as_they_are():
     once = retrieval_ranks(image, text, owner)
     for other in (retrieval_ranks(1000 * image, text, owner), retrieval_ranks(image, 1e-3 * text, owner)):
         assert (once[0] == other[0]).all() and (once[1] == other[1]).all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_long_row_makes_no_ties_of_others(engine):
+    lengths = np.array([1e6, 1, 1], np.float32)
+    by_image, by_text = retrieval_ranks(np.diag(lengths), np.diag(lengths), np.arange(3), engine)
+    assert by_image.tolist() == by_text.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("kind", "length"), [(np.float32, 1e25), (np.float32, 1e-30), (np.float64, 1e200)])
+def test_products_that_float32_cannot_hold_are_ranked_all_the_same(engine, kind, length):
+    image, text, owner = pairs()
+    expected = retrieval_ranks(image, text, owner)
+    long = retrieval_ranks((image.astype(kind) * kind(length)), text.astype(kind) * kind(length), owner, engine)
+    if kind is np.float32:  # float64 tells apart what float32 holds for equal
+        assert (long[0] == expected[0]).all() and (long[1] == expected[1]).all()
+    assert np.abs(long[0] - expected[0]).max() <= 1 and np.abs(long[1] - expected[1]).max() <= 1
+
+
+def test_torchs_newer_precision_settings_are_kept_and_not_mixed(run_python, tmp_path):
+    done = run_python(
+        "import numpy as np, torch\n"
+        "if not hasattr(torch.backends.cuda.matmul, 'fp32_precision'): raise SystemExit\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "from cliplet.evaluation import retrieval_ranks\n"
+        "ranks = retrieval_ranks(np.eye(5), np.eye(5), np.arange(5), engine='torch')\n"
+        "assert ranks[0].tolist() == [1] * 5\n"
+        "assert torch.backends.cuda.matmul.fp32_precision == 'tf32'\n",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_engine_is_refused_by_the_nearest_name():

@@ -145,7 +145,7 @@ def test_the_table_holds_figures_intervals_baselines_and_what_guessing_gives(tmp
         tmp_path, evaluation, intervals=intervals, baselines={"another": {"image_to_text_R@1": 12.34}}, notes=["split"]
     )
     cells = [line for line in page.text.splitlines() if line]
-    start = cells.index("image → text")
+    start = cells.index("image→text")
     assert cells[start + 1 : start + 8] == ["R@1", "R@5", "R@10", "MRR", "median rank", "mean rank", "this model"]
     assert cells[start + 8 : start + 11] == ["36.9", "30.1–", "41.0"]
     assert cells[cells.index("another") + 1 :][:6] == ["12.3", "–", "–", "–", "–", "–"]
@@ -390,5 +390,5 @@ def test_an_evaluation_with_baselines_folds_and_a_doubtful_split(tmp_path):
     start = lines.index("open_clip:other")
     assert [line for line in lines[start:] if line][2:4] == [f"{low:.1f}–", f"{high:.1f}"]
     assert "this is no split that is known" in text and "Left out, for they could not be used: 3 records" in text
-    assert f"Mean of 2 folds of 3 pictures: image → text R@1 {own.folds.metrics['image_to_text_R@1']:.1f}" in text
+    assert f"Mean of 2 folds of 3 pictures: image→text R@1 {own.folds.metrics['image_to_text_R@1']:.1f}" in text
     assert "cliplet evaluate runs/mine flickr8k" in text and "100 resamples, seed 0" in text

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cliplet.errors import DataError
-from cliplet.evaluation import ranking, retrieval_metrics
+from cliplet.evaluation import retrieval_metrics, right_answers
 from cliplet.evaluation.retrieval import retrieval_ranks
 
 
@@ -49,7 +49,7 @@ def slow_ranks(scores: np.ndarray, owner: np.ndarray) -> tuple[list[int], list[i
 
 @pytest.mark.parametrize("block_scores", [1, 1000, 2**23])
 def test_equals_a_slow_count_whatever_the_block(monkeypatch, block_scores):
-    monkeypatch.setattr(ranking, "BLOCK_SCORES", block_scores)
+    monkeypatch.setattr(right_answers, "BLOCK_SCORES", block_scores)
     random = np.random.default_rng(0)
     owner = random.permutation(np.concatenate([np.arange(37), random.integers(37, size=80)]))
     image, text = random.normal(size=(37, 8)), random.normal(size=(len(owner), 8))

@@ -51,14 +51,17 @@ def zero_shot(words: list[str]) -> None:
     from cliplet.data.labelled import read_labelled
     from cliplet.data.labelled_copies import contradictions
     from cliplet.data.quarantine import Quarantine
+    from cliplet.drawing import refuse_no_picture
     from cliplet.evaluation.classes import class_words, templates_of
-    from cliplet.evaluation.confusion import refuse_unknown, write_confusion
+    from cliplet.evaluation.confusion import write_confusion
     from cliplet.evaluation.zero_shot import zero_shot as classify
+    from cliplet.files import refuse_unwritable
     from cliplet.runtime.encoder import load
 
     templates = templates_of(options.templates)
     if options.confusion:
-        refuse_unknown(options.confusion)
+        refuse_no_picture(options.confusion)
+        refuse_unwritable(options.confusion)
     found = read_labelled(options.data, options.images)
     split = options.split or found.usual_split
     pictures = found.select(split)

@@ -8,15 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cliplet.cli.options import parse
-from cliplet.errors import ConfigError
+from cliplet.cli.options import LEAST_RESAMPLES, parse, refuse_below
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from cliplet.evaluation.compare import Comparison, ComparisonResult
-
-LEAST_RESAMPLES = 100  # fewer have no 95 % interval to speak of
 
 
 def compare(words: list[str]) -> None:
@@ -52,13 +49,12 @@ def compare(words: list[str]) -> None:
         """Where pictures and captions that had to be left out are written down, if there are any, as JSON lines."""
 
     options: Options = parse(Options, "compare", words, compare.__doc__ or "")
-    for flag, value, least in (
-        ("resamples", options.resamples, LEAST_RESAMPLES),
-        ("seed", options.seed, 0),
-        ("queries", options.queries, 0),
-    ):
-        if value < least:
-            raise ConfigError(f"--{flag} must be at least {least}, got {value}")
+    refuse_below(
+        resamples=(options.resamples, LEAST_RESAMPLES),
+        seed=(options.seed, 0),
+        queries=(options.queries, 0),
+        samples=(options.samples, 1),
+    )
 
     from rich import print as show
 
@@ -67,15 +63,13 @@ def compare(words: list[str]) -> None:
     from cliplet.data.readers import read_source
     from cliplet.evaluation.compare import compare as compare_evaluations
     from cliplet.evaluation.comparison_page import write_comparison_page
-    from cliplet.evaluation.embeddings import is_embeddings, measured
-    from cliplet.evaluation.known_splits import check
+    from cliplet.evaluation.embeddings import is_embeddings
+    from cliplet.evaluation.sources import measured, refuse_missing
+    from cliplet.evaluation.split_check import check
     from cliplet.files import refuse_unwritable
-    from cliplet.model_folder import read_description
-    from cliplet.runtime.engines import OPEN_CLIP, best_model_folder
 
     for model in (options.a, options.b):
-        if not is_embeddings(model) and not model.startswith(OPEN_CLIP):
-            read_description(best_model_folder(model))  # else a wrong B would be found after A's hour
+        refuse_missing(model)
     if options.report:
         refuse_unwritable(options.report)
     source = read_source(options.data, options.images, options.samples)

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cliplet.cli.options import parse
-from cliplet.errors import DataError
+from cliplet.cli.options import LEAST_RESAMPLES, parse, refuse_below
 
 if TYPE_CHECKING:
     from cliplet.evaluation.protocol import EvaluationResult
@@ -38,7 +37,7 @@ def evaluate(words: list[str]) -> None:
         folds: int | None = None
         """Also the mean over so many parts of the pictures, each searched alone; by itself, 5 on COCO's 5k."""
         resamples: int = 1000
-        """Of the bootstrap that gives 95 % intervals; 0: no intervals."""
+        """Of the bootstrap that gives 95 % intervals; 0: none."""
         seed: int = 0
         """Of the bootstrap."""
         report: Path | None = None
@@ -52,11 +51,17 @@ def evaluate(words: list[str]) -> None:
 
     options: Options = parse(Options, "evaluate", words, evaluate.__doc__ or "")
 
+    refuse_below(
+        resamples=(options.resamples or LEAST_RESAMPLES, LEAST_RESAMPLES),
+        seed=(options.seed, 0),
+        folds=(options.folds or 2, 2),
+        samples=(options.samples, 1),
+    )
+
     from cliplet.console import progress_bar
     from cliplet.data.quarantine import Quarantine
     from cliplet.data.readers import read_source
     from cliplet.evaluation.embeddings import save_embeddings
-    from cliplet.evaluation.known_splits import check, named
     from cliplet.evaluation.protocol import evaluated
     from cliplet.evaluation.report import report_evaluation
     from cliplet.files import refuse_unwritable
@@ -65,20 +70,15 @@ def evaluate(words: list[str]) -> None:
         refuse_unwritable(file)
     source = read_source(options.data, options.images, options.samples)
     records = source.select(options.split)
-    checked = check(options.data, options.split, records, named(options.benchmark) if options.benchmark else None)
-    if options.benchmark and not checked.is_it:
-        raise DataError(f"{options.data}, split {options.split}: is not {options.benchmark}", checked.note)
-    if checked.note:
-        print(checked.note, file=sys.stderr)
     quarantine = Quarantine(options.quarantine)
     quarantine.extend(source.problems)
-    result, evaluation = evaluated(
+    result, evaluation, whole = evaluated(
         (options.model, *options.baseline),
         records,
         options.data,
         options.split,
-        checked,
         quarantine,
+        benchmark=options.benchmark,
         resamples=options.resamples,
         seed=options.seed,
         folds=options.folds,
@@ -86,9 +86,11 @@ def evaluate(words: list[str]) -> None:
     )
     if options.save_embeddings:
         facts = {"model": options.model, "data": options.data, "split": options.split}
-        save_embeddings(options.save_embeddings, evaluation, facts, records)
+        save_embeddings(options.save_embeddings, whole, facts, records)
     if options.report:
         report_evaluation(options.report, result, evaluation, "cliplet evaluate " + shlex.join(words))
+    if result.benchmark.note:
+        print(result.benchmark.note, file=sys.stderr)
     if options.json:
         print(result.to_json())
     else:

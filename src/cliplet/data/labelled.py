@@ -128,7 +128,7 @@ def _read_folder(root: Path) -> LabelledPictures:
     if not images:
         raise DataError(f"{root}: no picture lies in a folder of a class", LAYOUT)
     empty = sorted(_class_folders(root, splits) - set(labels))
-    notes = [f"left out, for no pictures lie in them: {_some(empty)}"] if empty else []
+    notes = [f"left out, for no pictures lie in them: {some_of(empty)}"] if empty else []
     return _labelled(root, images, labels, split_of, problems, notes)
 
 
@@ -206,7 +206,7 @@ def _columns(file: Path, rows: Sequence[TableRow]) -> tuple[int, int, int | None
     if not headless or not PICTURE_NAME.fullmatch(names[found]):
         raise DataError(
             f"{file}:{rows[0].number}: no columns of pictures and of classes, as far as can be told; "
-            f"its columns are {_some(rows[0].cells)}",
+            f"its columns are {some_of(rows[0].cells)}",
             "Begin the file with a header line that names them, as in image,label or image,label,split.",
         )
     return found, 1 - found, None, False
@@ -239,6 +239,7 @@ def _labelled(
     return LabelledPictures(str(path), *found)
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(name.strip() for name in names[:SHOWN]) + more

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cliplet.errors import ModelError
+from cliplet.evaluation.intervals import LEVEL
 from cliplet.results import Strict
 
-LEVEL = 95.0  # percent of resamples within an interval
 RESAMPLES = 1000
 TOP = 5
 BLOCK_SCORES = 8 * 2**20  # that are held at once

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cliplet.data.labelled import LABEL_COLUMNS
+from cliplet.data.labelled import LABEL_COLUMNS, some_of
 from cliplet.data.records import Problem
 from cliplet.data.table_rows import small, table_rows
 from cliplet.errors import ConfigError, DataError, nearest
@@ -31,7 +31,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 WORDNET_ID = re.compile(r"n\d{8}")
-SHOWN = 5  # names in a message
 
 Words = tuple[str, ...]  # what one class is called: at least one synonym
 
@@ -86,7 +85,7 @@ def class_words(classes: Sequence[str], file: Path | None = None) -> tuple[list[
         missing = [name for name in classes if name not in named]
         if missing:
             raise DataError(
-                f"{file}: does not name {len(missing)} of {len(classes)} classes: {_some(missing)}",
+                f"{file}: does not name {len(missing)} of {len(classes)} classes: {some_of(missing)}",
                 f"Nearest to {missing[0]!r}: {nearest(missing[0], named)}" if named else "It names no class.",
             )
         words = [_synonyms(named[name], file, name) for name in classes]
@@ -111,7 +110,7 @@ def _notes(classes: Sequence[str], words: Sequence[Words]) -> list[str]:
         if len(names) > 1:
             notes.append(f"classes {' and '.join(names)} have the same words, {synonyms[0]!r}: each is always wrong")
     if not are_words(words):
-        examples = _some([synonyms[0] for synonyms in words])
+        examples = some_of([synonyms[0] for synonyms in words])
         notes.append(f"most classes are called by no words ({examples}); --classes FILE can name them")
     return notes
 
@@ -170,7 +169,7 @@ def _in_order(file: Path, words: list[str], classes: Sequence[str]) -> dict[str,
     """Words of the classes 0, 1, 2, ...; other classes would be named by guessing."""
     if not all(name.isdecimal() for name in classes):
         raise DataError(
-            f"{file}: does not say which words are whose, and the classes are no numbers ({_some(classes)})",
+            f"{file}: does not say which words are whose, and the classes are no numbers ({some_of(classes)})",
             "Write a line for each class: CLASS: words | other words",
         )
     by_number = {int(name): name for name in classes}
@@ -204,7 +203,3 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):  # a text that no system takes as a name
         return False
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")

@@ -5,7 +5,6 @@ N pictures, M captions, D width, Q queries.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from cliplet.console import counted
-from cliplet.data.records import ImageText
-from cliplet.errors import DataError
 from cliplet.evaluation.intervals import Difference, paired_bootstrap
-from cliplet.evaluation.measure import Evaluation, assembled
-from cliplet.evaluation.retrieval import KS, metrics_of_ranks
+from cliplet.evaluation.measure import Evaluation, common
+from cliplet.evaluation.retrieval import DIRECTIONS, KS, metrics_of_ranks
 from cliplet.results import Result
 
 CLEAR = 0.05  # p of a difference that is called one
 FEW = 50  # pictures, below which a bootstrap's interval is too narrow
-DIRECTIONS = {"image_to_text": "image→text", "text_to_image": "text→image"}
 MEASURES = {"median_rank": "median rank", "mean_rank": "mean rank", "mrr": "MRR"}
 SEVERAL = (
     "Each p is of one metric alone: of twenty that are looked at, one is below 0.05 by chance. Decide before which "
@@ -82,7 +78,7 @@ class Comparison:
 
     evaluation_a: Evaluation
     evaluation_b: Evaluation
-    left_out: int  # pictures that only one of the two could read
+    unshared: int  # pictures that only one of the two could read
     ks: tuple[int, ...]
     resamples: int
     seed: int
@@ -154,22 +150,16 @@ def compare(
     """Both measured on the pictures and captions that they have in common, and the differences between them.
 
     Pictures that only one of them could read are left out, and ranks counted anew without them. Intervals and p are
-    those of `paired_bootstrap`: pictures are drawn anew, the same ones for both. A two-sided p is twice the share of
-    resamples on the rarer side of zero, never below 1 / resamples; it is of one metric alone, so of many metrics that
-    are looked at, some are below 0.05 by chance. Raises DataError where they have no picture in common.
+    those of `paired_bootstrap`: pictures are drawn anew, the same ones for both. A p is of one metric alone, so of many
+    metrics that are looked at, some are below 0.05 by chance. Raises DataError where they have no picture in common.
     """
-    shared_a, shared_b = _shared(evaluation_a.records, evaluation_b.records)
-    if not shared_a:
-        raise DataError(
-            "the two were measured on different data: no picture with its captions is in both",
-            "Measure both on the same split of the same data set.",
-        )
-    left_out = len(evaluation_a.records) + len(evaluation_b.records) - 2 * len(shared_a)
-    evaluation_a, evaluation_b = _picked(evaluation_a, shared_a), _picked(evaluation_b, shared_b)
+    measured = len(evaluation_a.records) + len(evaluation_b.records)
+    evaluation_a, evaluation_b = common([evaluation_a, evaluation_b])
+    unshared = measured - 2 * len(evaluation_a.records)
     ranks_a = evaluation_a.image_rank_N, evaluation_a.text_rank_M
     ranks_b = evaluation_b.image_rank_N, evaluation_b.text_rank_M
     differences = paired_bootstrap(ranks_a, ranks_b, evaluation_a.caption_image_M, ks, resamples, seed)
-    return Comparison(evaluation_a, evaluation_b, left_out, tuple(ks), resamples, seed, differences)
+    return Comparison(evaluation_a, evaluation_b, unshared, tuple(ks), resamples, seed, differences)
 
 
 def verdict(differences: Mapping[str, Difference], images: int) -> list[str]:
@@ -240,29 +230,3 @@ def short_names(a: str, b: str) -> tuple[str, str]:
         if short_a != short_b:
             return short_a, short_b
     return f"{a} (A)", f"{b} (B)"
-
-
-def _shared(records_a: Sequence[ImageText], records_b: Sequence[ImageText]) -> tuple[list[int], list[int]]:
-    """Rows of the records that are in both, in A's order. A record that stands twice is two."""
-    rows_b: defaultdict[ImageText, list[int]] = defaultdict(list)
-    for row, record in enumerate(records_b):
-        rows_b[record].append(row)
-    taken: Counter[ImageText] = Counter()
-    shared_a, shared_b = [], []
-    for row, record in enumerate(records_a):
-        if taken[record] < len(rows_b.get(record, ())):
-            shared_a.append(row)
-            shared_b.append(rows_b[record][taken[record]])
-            taken[record] += 1
-    return shared_a, shared_b
-
-
-def _picked(evaluation: Evaluation, rows: Sequence[int]) -> Evaluation:
-    """The evaluation of some of its records, in that order; the same one where they are all of them."""
-    if list(rows) == list(range(len(evaluation.records))):
-        return evaluation
-    order = np.argsort(evaluation.caption_image_M, kind="stable")
-    bounds = np.searchsorted(evaluation.caption_image_M[order], np.arange(len(evaluation.records) + 1))
-    captions = np.concatenate([order[bounds[row] : bounds[row + 1]] for row in rows])
-    records = [evaluation.records[row] for row in rows]
-    return assembled(records, evaluation.image_ND[list(rows)], evaluation.text_MD[captions], {})

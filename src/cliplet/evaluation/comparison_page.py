@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
-
-import numpy as np
 
 from cliplet.charts import Interval, bars_with_intervals
 from cliplet.console import counted
@@ -20,12 +19,11 @@ from cliplet.evaluation.compare import (
     metric_name,
     short_names,
 )
+from cliplet.evaluation.gallery import picture_query, text_query
 from cliplet.evaluation.measure import Evaluation
 from cliplet.page import (
     GalleryQuery,
-    PictureAnswer,
     Section,
-    TextAnswer,
     bullet_list,
     facts_table,
     gallery,
@@ -84,7 +82,7 @@ def _differences(comparison: Comparison) -> str:
         + paragraph(
             "R@k: percent of queries whose right answer is among the first k. Of ranks the lower is better; MRR is the "
             "mean of 1 / rank. Intervals and p by paired bootstrap: pictures are drawn anew "
-            f"{comparison.resamples:,} times, the same for both; p is at least 1 in as many. {SEVERAL}"
+            f"{comparison.resamples:,} times, the same for both; p is at least 2 in as many. {SEVERAL}"
         )
     )
 
@@ -107,47 +105,30 @@ def _galleries(comparison: Comparison, queries: int) -> list[Section]:
 
 
 def _text_query(comparison: Comparison, query: Query) -> str:
-    text = comparison.evaluation_a.captions[query.row]
-    shown = []
-    for evaluation, side, rank in _sides(comparison, query):
-        scores_N = evaluation.image_ND @ evaluation.text_MD[query.row]
-        own_N = np.arange(len(scores_N)) == evaluation.caption_image_M[query.row]
-        answers = [
-            PictureAnswer(evaluation.records[row].image, float(scores_N[row]), bool(own_N[row]), place)
-            for row, place in _first(scores_N, own_N, rank)
-        ]
-        shown.append(GalleryQuery("", None, f"{side} has the right picture at {rank:,}", answers))
-    return f"<h3>{escape(text)}</h3>" + gallery(shown)
+    shown = [
+        _unasked(text_query(evaluation, query.row, f"{side} has the right picture at {rank:,}", SHOWN))
+        for evaluation, side, rank in _sides(comparison, query)
+    ]
+    return f"<h3>{escape(comparison.evaluation_a.captions[query.row])}</h3>" + gallery(shown)
 
 
 def _picture_query(comparison: Comparison, query: Query) -> str:
     picture = comparison.evaluation_a.records[query.row].image
-    shown = []
-    for evaluation, side, rank in _sides(comparison, query):
-        scores_M = evaluation.text_MD @ evaluation.image_ND[query.row]
-        own_M = evaluation.caption_image_M == query.row
-        answers = [
-            TextAnswer(evaluation.captions[row], float(scores_M[row]), bool(own_M[row]), place)
-            for row, place in _first(scores_M, own_M, rank)
-        ]
-        shown.append(gallery([GalleryQuery("", None, f"{side} has a right caption at {rank:,}", answers)]))
+    shown = [
+        gallery([_unasked(picture_query(evaluation, query.row, f"{side} has a right caption at {rank:,}", SHOWN))])
+        for evaluation, side, rank in _sides(comparison, query)
+    ]
     asked = gallery([GalleryQuery(name_of(picture), picture, "", [])])
     return f'{asked}<div class="two">{"".join(shown)}</div>'
 
 
+def _unasked(query: GalleryQuery) -> GalleryQuery:
+    """The answers without what they answer, which stands above those of both."""
+    return replace(query, heading="", picture=None)
+
+
 def _sides(comparison: Comparison, query: Query) -> Sequence[tuple[Evaluation, str, int]]:
     return (comparison.evaluation_a, "A", query.rank_a), (comparison.evaluation_b, "B", query.rank_b)
-
-
-def _first(scores_Q: np.ndarray, own_Q: np.ndarray, rank: int) -> list[tuple[int, int]]:
-    """Rows of the first answers with their places, and the best right one where it is not among them. Of those that
-    score the same a right one comes last, as in its rank."""
-    order = np.lexsort((own_Q, -scores_Q))
-    found = [(int(row), place) for place, row in enumerate(order[:SHOWN], start=1)]
-    if rank > SHOWN and not any(own_Q[row] for row, _ in found):
-        best = order[np.argmax(own_Q[order])]
-        found.append((int(best), rank))
-    return found
 
 
 def _facts(comparison: Comparison, result: ComparisonResult, command: str) -> dict[str, str]:

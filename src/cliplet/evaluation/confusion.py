@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cliplet.drawing import ELLIPSIS, FAINT, INK, PAPER, _drawable, _font, save_picture, wrap
-from cliplet.errors import DataError
-from cliplet.files import refuse_unwritable
+from cliplet.drawing import ELLIPSIS, FAINT, INK, PAPER, drawable, font_of, save_picture, wrap
 
 MOST_CLASSES = 40  # that can be read
 SHOWN_CLASSES = 30  # of more than these, the most confused
@@ -24,13 +22,6 @@ RULE = "#d3d6d9"
 def write_confusion(confusion: Sequence[Sequence[int]], names: Sequence[str], file: Path, title: str = "") -> None:
     """Draws the matrix into a picture file, whose format follows its name. Raises DataError for an unknown one."""
     save_picture(confusion_picture(np.asarray(confusion), names, title), file)
-
-
-def refuse_unknown(file: Path) -> None:
-    """Raises DataError where a picture cannot be written there, before the work and not after it."""
-    refuse_unwritable(file)
-    if file.suffix.lower() not in Image.registered_extensions():
-        raise DataError(f"{file}: {file.suffix or 'no ending'} is no picture format", "Name it SOMETHING.png.")
 
 
 def confusion_picture(confusion_KK: np.ndarray, names: Sequence[str], title: str = "") -> Image.Image:
@@ -108,18 +99,18 @@ def _cell(draw: ImageDraw.ImageDraw, corner: tuple[int, int], side: int, count: 
     for place, line in enumerate(lines):
         small = size if place == 0 else _fitting(line, side - 6, max(size - 3, 9))
         middle = corner[0] + side / 2, up + (place + 0.5) * height
-        draw.text(middle, line, fill=ink, font=_font(small, line), anchor="mm")
+        draw.text(middle, line, fill=ink, font=font_of(small, line), anchor="mm")
 
 
 def _fitting(text: str, width: int, most: int) -> int:
     """The largest size of letters at which the text fits, at least 7."""
-    return next((size for size in range(most, 7, -1) if _font(size, text).getlength(text) <= width), 7)
+    return next((size for size in range(most, 7, -1) if font_of(size, text).getlength(text) <= width), 7)
 
 
 def _name(name: str, size: int) -> Image.Image:
     """A class's name; of a long one the middle is left out, for names often differ at their ends."""
-    font = _font(size, name)
-    shown = name = _drawable(name, font) or "?"
+    font = font_of(size, name)
+    shown = name = drawable(name, font) or "?"
     kept = len(name)
     while font.getlength(shown) > NAME_WIDTH and kept > 2:
         kept -= 1
@@ -129,8 +120,8 @@ def _name(name: str, size: int) -> Image.Image:
 
 def _line(text: str, size: int, fill: str = INK) -> Image.Image:
     """One line of text by itself, which can then be turned."""
-    font = _font(size, text)
-    text = _drawable(text, font)
+    font = font_of(size, text)
+    text = drawable(text, font)
     image = Image.new("RGB", (max(1, round(font.getlength(text)) + 2), round(size * 1.35)), PAPER)
     ImageDraw.Draw(image).text((0, 0), text, fill=fill, font=font)
     return image

@@ -13,11 +13,9 @@ of another program has two arrays and no names; its rows are taken to be in the 
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,8 @@ from cliplet.data.places import file_name
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
 from cliplet.errors import DataError
-from cliplet.evaluation.measure import Evaluation, assembled, evaluate
+from cliplet.evaluation.measure import Evaluation, assembled
 from cliplet.files import written_beside
-from cliplet.runtime.encoder import load
 
 FORMAT, FORMAT_VERSION = "cliplet-embeddings", 1
 PAIRS = (  # what other programs call the two arrays
@@ -67,23 +64,13 @@ def is_embeddings(source: str | Path) -> bool:
     return text.endswith(".npz") or (text.endswith(".npy") and ".npy+" in text)
 
 
-def measured(
-    source: str | Path,
-    records: Sequence[ImageText],
-    quarantine: Quarantine | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> Evaluation:
-    """Retrieval over `records` by a model, which is opened and embeds them, or from stored embeddings.
-
-    `source`: what `cliplet.load` opens, or a name of `is_embeddings`. `quarantine`, `progress`: as of `evaluate`.
-    `tell` hears what people should know of the source; by itself, it goes to standard error. Raises ClipletError for
-    what cannot be opened or does not fit.
-    """
-    tell = tell or partial(print, file=sys.stderr)
-    if is_embeddings(source):
-        return evaluation_of(open_embeddings(source), records, quarantine, tell)
-    return evaluate(load(source, tell), records, quarantine, progress)
+def files_of(source: str | Path) -> tuple[str, ...]:
+    """The one file or the two that a name of `is_embeddings` names."""
+    text = str(source)
+    if text.lower().endswith(".npz"):
+        return (text,)
+    place = text.lower().index(".npy+") + len(".npy")
+    return text[:place], text[place + 1 :]
 
 
 def save_embeddings(
@@ -173,10 +160,10 @@ def evaluation_of(
 
 def _arrays(source: str) -> dict[str, np.ndarray]:
     """The arrays of the file or of the two, by name."""
-    if not source.lower().endswith(".npz"):
-        place = source.lower().index(".npy+") + len(".npy")
-        return {"image": _loaded(source[:place], npz=False)[""], "text": _loaded(source[place + 1 :], npz=False)[""]}
-    return _loaded(source, npz=True)
+    files = files_of(source)
+    if len(files) == 1:
+        return _loaded(source, npz=True)
+    return {name: _loaded(file, npz=False)[""] for name, file in zip(PAIRS[0], files, strict=True)}
 
 
 def _loaded(file: str, npz: bool) -> dict[str, np.ndarray]:
@@ -272,7 +259,7 @@ def _aligned(stored: StoredEmbeddings, records: Sequence[ImageText]) -> tuple[np
     failed: dict[int, str] = {}
     for number, record in enumerate(records):
         name = file_name(record.image)
-        row = _row(rows_of[name], texts_of, record)
+        row = _row(rows_of[name], texts_of, record, unread[name] > 0)
         if row is not None:
             image_rows.append(row)
             text_rows += [_text_row(stored.source, name, caption, texts_of[row]) for caption in record.captions]
@@ -292,12 +279,13 @@ def _text_row(source: str, name: str, caption: str, rows: Mapping[str, int]) -> 
     raise DataError(f"{source}: has no row for a caption of {name}: {caption!r}", "It was made from other captions.")
 
 
-def _row(rows: list[int], texts_of: list[dict[str, int]], record: ImageText) -> int | None:
+def _row(rows: list[int], texts_of: list[dict[str, int]], record: ImageText, may_lack: bool) -> int | None:
     """Takes the record's row from those of its name. Pictures of one name, from two folders, differ in captions; of
-    rows that have all of the record's, the one with the fewest others."""
-    if not rows:
-        return None
+    rows that have all of the record's, the one with the fewest others. Where none has and the record `may_lack` a row,
+    the rows are another's."""
     fitting = [row for row in rows if all(text in texts_of[row] for text in record.captions)]
+    if not rows or (may_lack and not fitting):
+        return None
     row = min(fitting or rows, key=lambda row: len(texts_of[row]))
     rows.remove(row)
     return row

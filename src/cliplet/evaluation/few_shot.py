@@ -15,8 +15,9 @@ from cliplet.data.labelled import LabelledPictures
 from cliplet.data.labelled_copies import shared
 from cliplet.data.quarantine import Quarantine
 from cliplet.errors import ConfigError
-from cliplet.evaluation.class_scores import LEVEL, by_cosine
+from cliplet.evaluation.class_scores import by_cosine
 from cliplet.evaluation.classes import Words
+from cliplet.evaluation.intervals import LEVEL
 from cliplet.evaluation.probes import (
     MOST_STEPS,
     USUAL_STRENGTH,

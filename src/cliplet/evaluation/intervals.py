@@ -34,7 +34,7 @@ class Difference(Strict):
     high: float
     """Its upper end."""
     p: float
-    """Two-sided, of no difference: twice the share of resamples on the rarer side of zero, at least 1 / resamples."""
+    """Two-sided, of no difference: twice the share of resamples on the rarer side of zero, at least 2 / resamples."""
 
 
 def bootstrap_intervals(
@@ -71,8 +71,8 @@ def paired_bootstrap(
         difference_R = drawn_b[name] - values_R
         low, high = _ends(difference_R)
         a, b = observed_a[name], observed_b[name]
-        rarer = min(np.mean(difference_R <= 0), np.mean(difference_R >= 0))
-        p = float(np.clip(2 * rarer, 1 / resamples, 1))
+        rarer = min((difference_R <= 0).sum(), (difference_R >= 0).sum())
+        p = float(min(1, 2 * (rarer + 1) / (resamples + 1)))  # the data themselves are one resample more
         differences[name] = Difference(a=a, b=b, difference=b - a, low=low, high=high, p=p)
     return differences
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -29,17 +29,6 @@ class Evaluation:
     image_rank_N: np.ndarray  # of each picture's best own caption, 1 is best
     text_rank_M: np.ndarray  # of each caption's picture
     logit_scale: float | None = None  # what the model multiplies cosines by, if that is one number
-
-    def top_images(self, queries: Sequence[int], k: int = 6) -> list[tuple[str, list[tuple[Path, float, bool]]]]:
-        """For each caption row: its text and its k best pictures as (file, cosine, is its own)."""
-        answers = []
-        for row in queries:
-            scores_N = self.image_ND @ self.text_MD[row]
-            best = np.argsort(-scores_N, kind="stable")[:k]
-            own = self.caption_image_M[row]
-            hits = [(Path(self.records[i].image), float(scores_N[i]), bool(i == own)) for i in best]
-            answers.append((self.captions[row], hits))
-        return answers
 
 
 class Ranks(Protocol):
@@ -101,7 +90,7 @@ def assembled(
     logit_scale: float | None = None,
 ) -> Evaluation:
     """Retrieval from the features of all pictures and captions of `records`, leaving out the pictures that `failed`,
-    with their captions. Raises DataError where all have."""
+    with their captions. Raises DataError where all have, and for features that are no numbers, naming the picture."""
     good = [row for row in range(len(records)) if row not in failed]
     if not good:
         raise DataError(f"none of {len(records)} pictures could be read", next(iter(failed.values()), ""))
@@ -110,10 +99,66 @@ def assembled(
     kept = [records[row] for row in good]
     caption_image_M = np.repeat(np.arange(len(kept)), [len(record.captions) for record in kept])
     image_ND, text_MD = image_ND[good], text_MD[has_picture_M]
+    _refuse_no_numbers(kept, image_ND, text_MD, caption_image_M)
     ranks = retrieval_ranks(image_ND, text_MD, caption_image_M)
     metrics = {**metrics_of_ranks(*ranks), "images": len(image_ND), "captions": len(text_MD)}
     captions = [caption for record in kept for caption in record.captions]
     return Evaluation(metrics, kept, captions, image_ND, text_MD, caption_image_M, *ranks, logit_scale)
+
+
+def common(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations of the records that all of them have, in the first one's order, so that their figures compare.
+
+    A record is its picture's place and its captions; one that stands twice is two. Raises DataError where they have
+    none in common.
+    """
+    rows_of: list[dict[ImageText, list[int]]] = []
+    for one in evaluations:
+        rows: dict[ImageText, list[int]] = {}
+        for row, record in enumerate(one.records):
+            rows.setdefault(record, []).append(row)
+        rows_of.append(rows)
+    taken: Counter[ImageText] = Counter()
+    picked: list[list[int]] = [[] for _ in evaluations]
+    for record in evaluations[0].records:
+        if all(taken[record] < len(rows.get(record, ())) for rows in rows_of):
+            for some, rows in zip(picked, rows_of, strict=True):
+                some.append(rows[record][taken[record]])
+            taken[record] += 1
+    if not picked[0]:
+        raise DataError(
+            "the models were measured on different data: no picture with its captions is in all",
+            "Measure them on the same split of the same data set.",
+        )
+    return [_picked(one, some) for one, some in zip(evaluations, picked, strict=True)]
+
+
+def _picked(evaluation: Evaluation, rows: Sequence[int]) -> Evaluation:
+    """The evaluation of some of its records, in that order; the same one where they are all of them."""
+    if list(rows) == list(range(len(evaluation.records))):
+        return evaluation
+    order = np.argsort(evaluation.caption_image_M, kind="stable")
+    bounds = np.searchsorted(evaluation.caption_image_M[order], np.arange(len(evaluation.records) + 1))
+    captions = np.concatenate([order[bounds[row] : bounds[row + 1]] for row in rows])
+    records = [evaluation.records[row] for row in rows]
+    image_ND, text_MD = evaluation.image_ND[list(rows)], evaluation.text_MD[captions]
+    return assembled(records, image_ND, text_MD, {}, evaluation.logit_scale)
+
+
+def _refuse_no_numbers(
+    records: Sequence[ImageText], image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray
+) -> None:
+    for of, features, owners in (
+        ("", image_ND, np.arange(len(image_ND))),
+        ("a caption of ", text_MD, caption_image_M),
+    ):
+        bad = ~np.isfinite(features).all(axis=1)
+        if bad.any():
+            picture = records[int(owners[int(bad.argmax())])].image
+            raise DataError(
+                f"the features of {of}{picture} are no numbers ({int(bad.sum())} such rows)",
+                "The model gives them: its weights may be damaged, or its precision too small.",
+            )
 
 
 def _dealt(parts: list[np.ndarray]) -> np.ndarray:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import NamedTuple
 
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
-from cliplet.evaluation.embeddings import measured
+from cliplet.errors import DataError
 from cliplet.evaluation.intervals import bootstrap_intervals
-from cliplet.evaluation.known_splits import SplitCheck
-from cliplet.evaluation.measure import Evaluation, assembled
+from cliplet.evaluation.known_splits import KNOWN_SPLITS
+from cliplet.evaluation.measure import Evaluation, common
 from cliplet.evaluation.retrieval import clip_benchmark_names, fold_metrics, mean_metrics
+from cliplet.evaluation.sources import measured, refuse_missing
+from cliplet.evaluation.split_check import SplitCheck, check, in_order, named
 from cliplet.evaluation.statistics import feature_statistics
 from cliplet.results import Result, Strict
 from cliplet.runtime.encoder import Progress
 
 COCO_FOLDS = {"coco-5k": 5}  # the field reports this split's five folds of 1,000 as well
+OTHER_ORDER = (
+    "They stand in another order than Karpathy's, so that folds of 1,000 would not be the field's; none are given."
+)
+KNOWN = {split.name: split for split in KNOWN_SPLITS}
 
 
 class Folds(Strict):
@@ -96,36 +102,56 @@ class EvaluationResult(Result):
     """Other models on the same pictures and captions."""
 
 
+class Evaluated(NamedTuple):
+    """What came of it."""
+
+    result: EvaluationResult
+    evaluation: Evaluation  # of the first model, on what all models could read
+    whole: Evaluation  # of the first model, on all that it could read itself
+
+
 def evaluated(
     models: Sequence[str],
     records: Sequence[ImageText],
     data: str,
     split: str,
-    check: SplitCheck,
     quarantine: Quarantine,
     *,
+    benchmark: str = "",
     resamples: int = 1000,
     seed: int = 0,
     folds: int | None = None,
     progress: Callable[[str], AbstractContextManager[Progress]] = lambda what: nullcontext(_silent),
-) -> tuple[EvaluationResult, Evaluation]:
-    """The first of `models` measured on records, the others beside it as baselines; and the first one's evaluation.
+) -> Evaluated:
+    """The first of `models` measured on records, the others beside it as baselines.
 
-    `data`, `split`, `check`: where the records are from, and whether they are what this calls itself. `folds`: None for
-    as many as the field has on that split. `progress` gives, for what is done, a function to tell progress to. Raises
-    ClipletError for a model or file that is no good.
+    `data`, `split`: where the records are from. `benchmark`: what they must be, by name. `folds`: None for as many as
+    the field has on that split. `progress` gives, for what is done, a function to tell progress to. Raises
+    ClipletError for a model or file that is no good, and for data that is not the benchmark, or no longer once pictures
+    that could not be read are left out.
     """
+    asked = named(benchmark) if benchmark else None
+    _refuse_another(check(data, split, records, asked), benchmark, data, split)
+    for model in models:
+        refuse_missing(model)
     evaluations = []
     for model in models:
         with progress(f"embedding with {model}" if len(models) > 1 else "embedding") as tell:
             evaluations.append(measured(model, records, quarantine, tell))
-    evaluations = common(evaluations)
-    parts = COCO_FOLDS.get(check.name, 0) if folds is None else folds
+    whole, evaluations = evaluations[0], common(evaluations)
+    first = evaluations[0]
+    checked = check(data, split, first.records, asked)  # pictures may have been left out
+    _refuse_another(checked, benchmark, data, split)
+    note, parts = checked.note, folds or 0
+    if folds is None and checked.is_it and checked.name in COCO_FOLDS:
+        if in_order(KNOWN[checked.name], first.records):
+            parts = COCO_FOLDS[checked.name]
+        else:
+            note = f"{note} {OTHER_ORDER}".strip()
     own, *baselines = (
         measurement(model, one, resamples=resamples, seed=seed, folds=parts)
         for model, one in zip(models, evaluations, strict=True)
     )
-    first = evaluations[0]
     result = EvaluationResult(
         data=data,
         split=split,
@@ -134,12 +160,17 @@ def evaluated(
         **dict(own),
         resamples=resamples,
         seed=seed,
-        benchmark=Benchmark(name=check.name, claimed=check.claim, is_it=check.is_it, note=check.note),
+        benchmark=Benchmark(name=checked.name, claimed=checked.claim, is_it=checked.is_it, note=note),
         statistics=feature_statistics(first.image_ND, first.text_MD, first.caption_image_M),
         logit_scale=first.logit_scale,
         baselines=baselines,
     )
-    return result, first
+    return Evaluated(result, first, whole)
+
+
+def _refuse_another(checked: SplitCheck, benchmark: str, data: str, split: str) -> None:
+    if benchmark and not checked.is_it:
+        raise DataError(f"{data}, split {split}: is not {benchmark}", checked.note)
 
 
 def _silent(done: int, total: int) -> None:
@@ -172,20 +203,3 @@ def measurement(
         clip_benchmark=clip_benchmark_names(one.metrics),
         folds=in_folds,
     )
-
-
-def common(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The same evaluations on the pictures that all of them could read, so that their figures compare."""
-    readable = [{_key(record) for record in one.records} for one in evaluations]
-    if all(keys == readable[0] for keys in readable):
-        return list(evaluations)
-    shared = set.intersection(*readable)
-    kept = []
-    for one in evaluations:
-        failed = {row: "another model could not read it" for row, r in enumerate(one.records) if _key(r) not in shared}
-        kept.append(assembled(one.records, one.image_ND, one.text_MD, failed, one.logit_scale))
-    return kept
-
-
-def _key(record: ImageText) -> Any:
-    return record.image, record.captions

@@ -15,7 +15,7 @@ from cliplet.evaluation import gallery as choice
 from cliplet.evaluation.curves import training_curves
 from cliplet.evaluation.measure import Evaluation
 from cliplet.evaluation.protocol import EvaluationResult, Folds
-from cliplet.evaluation.retrieval import KS
+from cliplet.evaluation.retrieval import DIRECTIONS, KS
 from cliplet.evaluation.statistics import MEANINGS, chance_metrics, feature_statistics
 from cliplet.page import (
     Section,
@@ -35,7 +35,6 @@ TEXT_QUERIES, PICTURE_QUERIES, CASES, PAIRS = 8, 6, 3, 12  # shown
 PAIR_SIDE = 96  # pixels of a thumbnail above the matrix
 RANK_BOUNDS = (1, 5, 10, 50, 100, 500, 1000, 5000, 10_000)
 WARNINGS = 10
-DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 RANK_NAMES = {"mrr": "MRR", "median_rank": "median rank", "mean_rank": "mean rank"}
 THIS, GUESSING = "this model", "guessing"
 

@@ -10,7 +10,7 @@ from cliplet.errors import DataError
 from cliplet.evaluation.ranking import counts_above
 
 KS = (1, 5, 10)
-DIRECTIONS = ("image_to_text", "text_to_image")
+DIRECTIONS = {"image_to_text": "image→text", "text_to_image": "text→image"}  # as metrics are named, and for people
 
 
 def retrieval_metrics(

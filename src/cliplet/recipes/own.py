@@ -119,7 +119,10 @@ def flickr8k(name: str) -> RunConfig:
     base = finetune()
     heads, towers = base.train.stages
     stages = (heads, towers.model_copy(update={"epochs": 15}))
-    return base.model_copy(update={"name": name, "train": base.train.model_copy(update={"stages": stages})})
+    # Random crops show things larger than whole pictures do: 224 pixels of them go with 256 of these (FixRes).
+    train = base.train.model_copy(update={"stages": stages, "image_size": 224, "ema": 0.99})
+    model = base.model.model_copy(update={"preprocess": PreprocessConfig(image_size=256)})
+    return base.model_copy(update={"name": name, "model": model, "train": train})
 
 
 @recipe_named("clip-finetune", parameters=151.3)
