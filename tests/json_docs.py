@@ -28,12 +28,12 @@ COMMANDS: dict[str, list[type[Strict]]] = {
 }
 HEAD = """# JSON
 
-Every command takes `--json`. It then prints one JSON object on standard output and nothing else there; progress, notes
-and warnings go to standard error, and the exit status is 0 only where the object is whole.
+Every command takes `--json`. It then prints one JSON object on standard output and nothing else there; progress,
+notes and warnings go to standard error, and the exit status is 0 only where the object is whole.
 
-Each object says its `format` and `format_version`. Under one version no field is renamed, removed or given another
-meaning; new ones may be added, so read by name and pass over what you do not know. Numbers that are not finite are
-`null`. Recalls are percentages, ranks begin at 1.
+Each object says its `format` and `format_version` (but a recipe's configuration, which is one by itself). Under one
+version no field is renamed, removed or given another meaning; new ones may be added, so read by name and pass over
+what you do not know. Numbers that are not finite are `null`. Recalls are percentages, ranks begin at 1.
 
 | metric | |
 |---|---|
@@ -73,6 +73,8 @@ def markdown() -> str:
 
 def type_name(annotation: typing.Any) -> str:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if set(inner) == {int, float}:
+        return "number"
     if origin in (types.UnionType, typing.Union):
         return " or ".join(type_name(one) for one in inner)
     if origin is list:

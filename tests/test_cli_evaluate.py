@@ -82,6 +82,20 @@ def test_baselines_are_measured_on_what_all_could_read(result, saved_model, data
     assert told["left_out"] == 1 and "4.png" in told["problems"][0]["where"]
 
 
+def test_what_one_should_know_is_said_and_kept(result, fails, saved_model, data_set, tmp_path):
+    (data_set / "images" / "1.png").unlink()
+    told, said = result(saved_model, data_set, "--split", "all")
+    assert told["notes"] == [
+        "Measured on 11 pictures alone: 1 of the records or files could not be used.",
+        "Only 11 pictures: intervals from so few are too narrow, and p too small.",
+    ]
+    assert all(note in said for note in told["notes"])
+    few, _ = result(saved_model, data_set)
+    assert few["notes"][-1] == "R@5 and R@10 say nothing: only 3 answers can be found."
+    assert few["chance"]["text_to_image_R@1"] == pytest.approx(100 / 3)
+    assert "ends in .npz" in fails(saved_model, data_set, "--save-embeddings", tmp_path / "kept.txt")
+
+
 def test_a_run_folder_means_its_best_model(result, model_copy, data_set, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -96,7 +110,9 @@ def test_the_table_shows_intervals_and_baselines(saved_model, data_set, capsys, 
     assert cliplet_main(["evaluate", *map(str, words)]) == 0
     printed = capsys.readouterr().out
     assert (
-        printed.count("image→text") == 2 and "interval" in printed and f"report: {report}" in " ".join(printed.split())
+        printed.count("│ image→text") == 2
+        and "interval" in printed
+        and f"report: {report}" in " ".join(printed.split())
     )
     page = report.read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "") and page.count("data:image/jpeg") > 5

@@ -182,9 +182,14 @@ def test_huggingface_tower_without_its_architecture(bert_model, tmp_path):
 
 def test_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "none", tmp_path / "file"):
-        with pytest.raises(ModelError, match="no such model folder"):
-            cliplet.load(path)
+    with pytest.raises(ModelError, match="no such model folder"):
+        cliplet.load(tmp_path / "none")
+    with pytest.raises(ModelError, match="is a file, and no model folder"):
+        cliplet.load(tmp_path / "file")
+    (tmp_path / "kept.npz").write_text("")
+    with pytest.raises(ModelError) as caught:
+        cliplet.load(tmp_path / "kept.npz")
+    assert "Stored embeddings can be measured and compared" in caught.value.hint
 
 
 def test_a_run_folder_without_a_best_model_points_to_the_last(model_copy, tmp_path):

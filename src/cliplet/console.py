@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from cliplet.evaluation.retrieval import DIRECTIONS
+from cliplet.results import DIRECTIONS
 
 SECONDS_BETWEEN_LINES = 10  # where there is no terminal to draw a bar on
 
@@ -101,7 +101,7 @@ def recall_table(
     high); `others`: other models' metrics by name, as objects with `metrics` and perhaps `intervals`."""
     table = Table(title=Text(title), title_justify="left")
     for heading in ("", "R@1", "R@5", "R@10", "median rank", "mean rank"):
-        table.add_column(heading, justify="right" if heading else "left", overflow="fold")
+        table.add_column(heading, justify="right" if heading else "left", overflow="fold", no_wrap=bool(heading))
     rows = {"": (metrics, intervals or {})}
     rows |= {name: (one.metrics, getattr(one, "intervals", {})) for name, one in (others or {}).items()}
     for model, (values, ends) in rows.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from cliplet import __version__
 from cliplet.config import ImageTowerConfig, ModelConfig, RunConfig, to_yaml
-from cliplet.evaluation.retrieval import DIRECTIONS
+from cliplet.results import DIRECTIONS
 
 CARD = """\
 ---

@@ -54,6 +54,10 @@ def is_run_folder(folder: str | Path) -> bool:
 def read_description(folder: str | Path) -> Description:
     """What a model folder says of its model. Raises ModelError naming what is wrong with the folder."""
     folder = Path(folder)
+    if folder.is_file():
+        hint = "Stored embeddings can be measured and compared, and nothing else: FILE.npz, or IMAGES.npy+TEXTS.npy."
+        embeddings = folder.suffix.lower() in (".npz", ".npy")
+        raise ModelError(f"{folder}: is a file, and no model folder", hint if embeddings else "")
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder")
     for name in (CONFIG, WEIGHTS, TOKENIZER):

@@ -6,6 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+DIRECTIONS = {"image_to_text": "image→text", "text_to_image": "text→image"}  # as metrics are named, and for people
+
+Metrics = dict[str, int | float]  # by name, as `retrieval_metrics` gives them
+
 
 class Strict(BaseModel):
     """Part of a result. What stands under a field is its description, here and in docs/json.md."""
@@ -48,7 +52,7 @@ class TrainingSummary(Result):
     """Of the run."""
     left_out: int
     """Bad records and pictures."""
-    metrics: dict[str, float]
+    metrics: Metrics
     """Of the best model, in fp32, as in cliplet-evaluation."""
 
 
@@ -67,7 +71,7 @@ class DemoSummary(Result):
     """The folder of the rendered pictures."""
     seed: int
     """Of the scenes and of the training."""
-    metrics: dict[str, float]
+    metrics: Metrics
     """On the test split, as in cliplet-evaluation."""
 
 

@@ -158,11 +158,10 @@ def test_the_verdict_in_words():
     assert verdict(differences, 1000) == [
         "image→text R@1: B is better by 3.1 points (0.9 to 5.4), p 0.006",
         "text→image R@1: A is better by 2.0 points (0.5 to 3.5), p 0.012",
-        "No difference that 1,000 pictures could show: text→image R@5; one of up to 2.1 points either way cannot be "
-        "ruled out.",
+        "No difference that 1,000 pictures could show, B − A being within: text→image R@5 (-1.2 to +2.1).",
     ]
     none = verdict({"text_to_image_R@5": differences["text_to_image_R@5"]}, 20)
-    assert none[0].startswith("No difference that 20 pictures could show: all recalls; one of up to 2.1 points")
+    assert none[0].startswith("No difference that 20 pictures could show, B − A being within: text→image R@5 (")
     assert none[1] == "Only 20 pictures: intervals from so few are too narrow, and p too small."
 
 
@@ -180,7 +179,8 @@ def test_names_and_numbers_for_people():
     assert short_names("runs/a", "open_clip:ViT-B-32/openai") == ("a", "openai")
     assert short_names("x/y/model", "y/model") == ("x/y", "y")
     assert short_names("runs/a", "runs/a/model") == ("a", "model")
-    assert short_names("a.npz", "a.npz") == ("a.npz (A)", "a.npz (B)")
+    assert short_names("x/a.npz", "x/a.npz") == ("a.npz", "a.npz")
+    assert short_names("runs/a/model", "runs/b", "old/b") == ("runs/a", "runs/b", "old/b")
 
 
 def test_the_result_holds_what_was_compared():

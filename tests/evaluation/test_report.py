@@ -377,6 +377,8 @@ def test_an_evaluation_with_baselines_folds_and_a_doubtful_split(tmp_path):
         resamples=100,
         seed=0,
         benchmark=Benchmark(name="", claimed="flickr8k-1k", is_it=False, note="this is no split that is known"),
+        chance={},
+        notes=["Only 6 pictures"],
         statistics={},
         logit_scale=None,
         baselines=[other],
@@ -389,6 +391,7 @@ def test_an_evaluation_with_baselines_folds_and_a_doubtful_split(tmp_path):
     low, high = other.intervals["image_to_text_R@1"]
     start = lines.index("open_clip:other")
     assert [line for line in lines[start:] if line][2:4] == [f"{low:.1f}–", f"{high:.1f}"]
-    assert "this is no split that is known" in text and "Left out, for they could not be used: 3 records" in text
+    assert "this is no split that is known" in text and "Only 6 pictures" in text
+    assert "Left out, for they could not be used: 3 records" in text
     assert f"Mean of 2 folds of 3 pictures: image→text R@1 {own.folds.metrics['image_to_text_R@1']:.1f}" in text
     assert "cliplet evaluate runs/mine flickr8k" in text and "100 resamples, seed 0" in text

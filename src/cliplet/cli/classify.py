@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cliplet.cli.options import parse
+from cliplet.cli.options import parse, refuse_below
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +49,6 @@ def zero_shot(words: list[str]) -> None:
 
     from cliplet.console import progress_bar
     from cliplet.data.labelled import read_labelled
-    from cliplet.data.labelled_copies import contradictions
     from cliplet.data.quarantine import Quarantine
     from cliplet.drawing import refuse_no_picture
     from cliplet.evaluation.classes import class_words, templates_of
@@ -77,7 +76,7 @@ def zero_shot(words: list[str]) -> None:
             split=split,
             quarantine=quarantine,
             progress=progress,
-            notes=[*found.notes, *notes, *filter(None, [contradictions(pictures)])],
+            notes=[*found.notes, *notes],
         )
     _tell(result.notes)
     if options.confusion:
@@ -88,6 +87,7 @@ def zero_shot(words: list[str]) -> None:
         return
     from rich import print as show
 
+    _say_title(result.model, result.data, result.split)
     show(_zero_shot_table(result))
     show(_class_table(result))
     if quarantine:
@@ -126,10 +126,11 @@ def few_shot(words: list[str]) -> None:
         """Where pictures that had to be left out are written down, if there are any, as JSON lines."""
 
     options: Options = parse(Options, "few-shot", words, few_shot.__doc__ or "")
+    least = min(options.shots, default=None)
+    refuse_below(shots=(least, 1), repeats=(options.repeats, 1), seed=(options.seed, 0))
 
     from cliplet.console import progress_bar
     from cliplet.data.labelled import read_labelled
-    from cliplet.data.labelled_copies import contradictions
     from cliplet.data.quarantine import Quarantine
     from cliplet.evaluation.classes import are_words, class_words, templates_of
     from cliplet.evaluation.few_shot import few_shot as learn
@@ -154,7 +155,7 @@ def few_shot(words: list[str]) -> None:
             seed=options.seed,
             quarantine=quarantine,
             progress=progress,
-            notes=[*found.notes, *notes, *filter(None, [contradictions(found)])],
+            notes=[*found.notes, *notes],
         )
     _tell(result.notes)
     if options.json:
@@ -162,6 +163,7 @@ def few_shot(words: list[str]) -> None:
         return
     from rich import print as show
 
+    _say_title(result.model, result.data, result.test_split)
     show(_few_shot_table(result))
     if quarantine:
         print(quarantine.summary())
@@ -176,8 +178,19 @@ def _figure(figure: "Figure") -> str:
     return f"{figure.value:.1f} % [{figure.low:.1f}, {figure.high:.1f}]"
 
 
+def _say_title(model: str, data: str, split: str) -> None:
+    """A line of its own above the table, for within one it would be broken at the table's width."""
+    from rich import get_console
+
+    from cliplet.console import say
+
+    say(get_console(), f"{model} on {data}, split {split}")
+
+
 def _zero_shot_table(result: "ZeroShot") -> "Table":
-    table = _table(f"{result.model} on {result.data}, split {result.split}", ("", "percent", "95 % interval"))
+    from cliplet.console import counted
+
+    table = _table(("", "percent", "95 % interval"))
     for name, figure in (
         ("top-1", result.top1),
         ("top-5", result.top5),
@@ -186,8 +199,8 @@ def _zero_shot_table(result: "ZeroShot") -> "Table":
         if figure is not None:
             table.add_row(name, f"{figure.value:.1f}", f"{figure.low:.1f} to {figure.high:.1f}")
     table.caption = (
-        f"{result.pictures:,} pictures, {len(result.classes):,} classes, "
-        f"{len(result.templates)} templates; ties count against the model"
+        f"{counted(result.pictures, 'picture')}, {counted(len(result.templates), 'template')}, "
+        f"{len(result.classes):,} classes, guessing: {result.chance:.1f} %; ties count against the model"
     )
     return table
 
@@ -196,7 +209,7 @@ def _class_table(result: "ZeroShot") -> "Table":
     from rich.text import Text
 
     shown = result.classes
-    table = _table("", ("class", "recall", "pictures", "most often taken for"))
+    table = _table(("class", "recall", "pictures", "most often taken for"))
     if len(shown) > SHOWN_CLASSES:
         there = [one for one in shown if one.recall is not None]
         shown = sorted(there, key=lambda one: one.recall or 0.0)[:SHOWN_CLASSES]
@@ -209,27 +222,28 @@ def _class_table(result: "ZeroShot") -> "Table":
 
 
 def _few_shot_table(result: "FewShot") -> "Table":
-    table = _table(
-        f"{result.model} on {result.data}, split {result.test_split}",
-        ("", "examples of each class", "top-1", "95 % interval", "C"),
-    )
+    from cliplet.console import counted
+
+    table = _table(("", "examples of each class", "top-1", "95 % interval", "C"))
     for row in result.rows:
         interval = "-" if row.low is None or row.high is None else f"{row.low:.1f} to {row.high:.1f}"
         strength = "" if row.strength is None else f"{row.strength:g}"
         table.add_row(row.method.replace("_", " "), f"{row.shots}", f"{row.top1:.1f}", interval, strength)
-    source = f"split {result.train_split}" if result.train_split else "the pictures that were not held out"
+    source = f" in split {result.train_split}" if result.train_split else ""
+    other = "" if result.train_split else "other "
     table.caption = (
-        f"means of {result.repeats} draws from {source}; {len(result.classes):,} classes, "
-        f"{result.test_pictures:,} test pictures, the same in every row"
+        f"{len(result.classes):,} classes, guessing: {result.chance:.1f} %; "
+        f"mean of {counted(result.repeats, 'draw')} of examples from "
+        f"{counted(result.train_pictures, 'picture')}{source}; "
+        f"all rows are tested on the same {counted(result.test_pictures, other + 'picture')}"
     )
     return table
 
 
-def _table(title: str, columns: tuple[str, ...]) -> "Table":
+def _table(columns: tuple[str, ...]) -> "Table":
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left")
+    table = Table()
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number > 0 and column != "most often taken for" else "left")
     return table

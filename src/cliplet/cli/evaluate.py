@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cliplet.cli.options import LEAST_RESAMPLES, parse, refuse_below
+from cliplet.errors import ConfigError
 
 if TYPE_CHECKING:
     from cliplet.evaluation.protocol import EvaluationResult
@@ -35,7 +36,7 @@ def evaluate(words: list[str]) -> None:
         benchmark: str = ""
         """Benchmark that this must be: coco-5k, flickr30k-1k or flickr8k-1k. Anything else is then an error."""
         folds: int | None = None
-        """Also the mean over so many parts of the pictures, each searched alone; by itself, 5 on COCO's 5k."""
+        """Also the mean over so many parts of the pictures, each searched alone; by itself, 5 on COCO's 5k. 0: none."""
         resamples: int = 1000
         """Of the bootstrap that gives 95 % intervals; 0: none."""
         seed: int = 0
@@ -66,6 +67,8 @@ def evaluate(words: list[str]) -> None:
     from cliplet.evaluation.report import report_evaluation
     from cliplet.files import refuse_unwritable
 
+    if options.save_embeddings and options.save_embeddings.suffix.lower() != ".npz":
+        raise ConfigError(f"{options.save_embeddings}: embeddings go into a file that ends in .npz")
     for file in filter(None, (options.report, options.save_embeddings)):
         refuse_unwritable(file)
     source = read_source(options.data, options.images, options.samples)
@@ -89,8 +92,8 @@ def evaluate(words: list[str]) -> None:
         save_embeddings(options.save_embeddings, whole, facts, records)
     if options.report:
         report_evaluation(options.report, result, evaluation, "cliplet evaluate " + shlex.join(words))
-    if result.benchmark.note:
-        print(result.benchmark.note, file=sys.stderr)
+    for note in filter(None, (result.benchmark.note, *result.notes)):
+        print(note, file=sys.stderr)
     if options.json:
         print(result.to_json())
     else:
@@ -100,14 +103,20 @@ def evaluate(words: list[str]) -> None:
 def _show(result: "EvaluationResult", options: Any, left_out: str) -> None:
     from rich import print as show
 
-    from cliplet.console import recall_table
+    from cliplet.console import counted, recall_table
+    from cliplet.evaluation.compare import short_names
+    from cliplet.results import DIRECTIONS
 
     title = f"{result.model} on {result.data}, split {result.split}"
-    show(recall_table(result.metrics, title, result.intervals, {row.model: row for row in result.baselines}))
+    names = short_names(result.model, *(row.model for row in result.baselines))[1:]
+    others = dict(zip(names, result.baselines, strict=True))
+    show(recall_table(result.metrics, title, result.intervals, others))
+    guessed = " and ".join(f"{result.chance[f'{direction}_R@1']:.2g} {name}" for direction, name in DIRECTIONS.items())
+    print(f"Guessing would give an R@1 of {guessed}.")
     if result.folds:
-        folded = f"mean of {result.folds.count} folds of {result.folds.images_each:,} pictures"
-        others = {row.model: row.folds for row in result.baselines if row.folds}
-        show(recall_table(result.folds.metrics, folded, {}, others))
+        folded = f"mean of {result.folds.count} parts of {counted(result.folds.images_each, 'picture')}"
+        parts = {name: row.folds for name, row in others.items() if row.folds}
+        show(recall_table(result.folds.metrics, folded, {}, parts))
     if left_out:
         print(left_out)
     for what, file in (("report", options.report), ("embeddings", options.save_embeddings)):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cliplet.console import counted
+from cliplet.data.labelled_looks import LABEL_COLUMNS, LAYOUT, caption_notes, label_notes
 from cliplet.data.readers.collector import IMAGE_FOLDERS
 from cliplet.data.readers.columns import IMAGE_COLUMNS, LIKELY_IMAGE_COLUMNS, PICTURE_NAME, written_on_windows
 from cliplet.data.readers.folders import ENDINGS
@@ -17,10 +19,8 @@ from cliplet.data.records import USUAL_SPLITS, Problem
 from cliplet.data.table_rows import TABLE_ENDINGS, TableRow, small, table_rows
 from cliplet.errors import DataError
 
-LABEL_COLUMNS = ("class_name", "label_name", "category_name", "class", "category", "label", "target")
 LOOKED_AT = 50  # rows that tell what the columns are, and names tried when looking for the folder of the pictures
 SHOWN = 5  # names in a message
-LAYOUT = "Read are folders DATA/CLASS/x.jpg and DATA/SPLIT/CLASS/x.jpg, and a CSV or TSV with columns image and label."
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def read_labelled(path: str | Path, images: Path | None = None) -> LabelledPictu
 
     `path`: a folder of classes, a folder of splits of classes, or a CSV or TSV with columns for picture, label and
     perhaps split. `images`: the folder that a table's file names start from, where it is not found beside the table.
-    Whether a picture can be decoded is not tried here. Raises DataError for what is none of these, and where there
-    are not at least two classes.
+    Whether a picture can be decoded is not tried here. Raises DataError for what is none of these, for what is plainly
+    a data set of captions, and where there are not at least two classes.
     """
     file = Path(path).expanduser()
     if file.is_dir():
@@ -94,7 +94,8 @@ def read_labelled(path: str | Path, images: Path | None = None) -> LabelledPictu
         name = found.classes[0]
         inside = f" Perhaps {file / name} is the folder that is meant." if file.is_dir() else ""
         raise DataError(f"{file}: there is one class only, {name!r}, where nothing can be confused", LAYOUT + inside)
-    return found
+    doubts = label_notes(file, found.classes, len(found.images), file.is_dir())
+    return replace(found, notes=(*doubts, *found.notes))
 
 
 def _read_folder(root: Path) -> LabelledPictures:
@@ -128,7 +129,9 @@ def _read_folder(root: Path) -> LabelledPictures:
     if not images:
         raise DataError(f"{root}: no picture lies in a folder of a class", LAYOUT)
     empty = sorted(_class_folders(root, splits) - set(labels))
-    notes = [f"left out, for no pictures lie in them: {some_of(empty)}"] if empty else []
+    notes = caption_notes(root, images, labels)
+    if empty:
+        notes.append(f"left out, for no pictures lie in them: {some_of(empty)}")
     return _labelled(root, images, labels, split_of, problems, notes)
 
 
@@ -174,7 +177,7 @@ def _read_table(file: Path, images: Path | None) -> LabelledPictures:
     for number, cells in rows:
         where = f"{file.name}:{number}"
         if len(cells) < width:
-            problems.append(Problem(where, f"has {len(cells)} columns where {width} are expected"))
+            problems.append(Problem(where, f"has {counted(len(cells), 'column')} where {width} are expected"))
             continue
         name, label = cells[image_at].strip(), cells[label_at].strip()
         if not name or not label:

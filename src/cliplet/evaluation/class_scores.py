@@ -10,13 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cliplet.console import counted
 from cliplet.errors import ModelError
 from cliplet.evaluation.intervals import LEVEL
+from cliplet.evaluation.measure import FEW
 from cliplet.results import Strict
 
 RESAMPLES = 1000
 TOP = 5
 BLOCK_SCORES = 8 * 2**20  # that are held at once
+
+
+def few_pictures(pictures: int) -> list[str]:
+    """What is to be said of intervals from few test pictures; nothing where they are enough."""
+    if pictures >= FEW:
+        return []
+    return [f"only {counted(pictures, 'picture')} to test on: intervals from so few are too narrow"]
 
 
 class Figure(Strict):

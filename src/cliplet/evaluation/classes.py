@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections import defaultdict
@@ -86,7 +87,7 @@ def class_words(classes: Sequence[str], file: Path | None = None) -> tuple[list[
         if missing:
             raise DataError(
                 f"{file}: does not name {len(missing)} of {len(classes)} classes: {some_of(missing)}",
-                f"Nearest to {missing[0]!r}: {nearest(missing[0], named)}" if named else "It names no class.",
+                _offered(missing[0], list(named)),
             )
         words = [_synonyms(named[name], file, name) for name in classes]
     return words, _notes(classes, words)
@@ -99,6 +100,14 @@ def are_words(words: Sequence[Words]) -> bool:
 
 def _is_word(text: str) -> bool:
     return any(character.isalpha() for character in text) and not WORDNET_ID.fullmatch(text)
+
+
+def _offered(missing: str, named: Sequence[str]) -> str:
+    """What a file names in the place of a class that is missing."""
+    close = difflib.get_close_matches(missing, named, n=1, cutoff=0.5)
+    if close:
+        return f"Its {close[0]!r} may be meant for {missing!r}."
+    return f"It names {some_of(named)}." if named else "It names no class."
 
 
 def _notes(classes: Sequence[str], words: Sequence[Words]) -> list[str]:

@@ -13,12 +13,11 @@ import numpy as np
 
 from cliplet.console import counted
 from cliplet.evaluation.intervals import Difference, paired_bootstrap
-from cliplet.evaluation.measure import Evaluation, common
-from cliplet.evaluation.retrieval import DIRECTIONS, KS, metrics_of_ranks
-from cliplet.results import Result
+from cliplet.evaluation.measure import Evaluation, common, many_lost, too_few
+from cliplet.evaluation.retrieval import KS, metrics_of_ranks
+from cliplet.results import DIRECTIONS, Metrics, Result
 
 CLEAR = 0.05  # p of a difference that is called one
-FEW = 50  # pictures, below which a bootstrap's interval is too narrow
 MEASURES = {"median_rank": "median rank", "mean_rank": "mean rank", "mrr": "MRR"}
 SEVERAL = (
     "Each p is of one metric alone: of twenty that are looked at, one is below 0.05 by chance. Decide before which "
@@ -45,13 +44,15 @@ class ComparisonResult(Result):
     """Captions of these."""
     left_out: int
     """Pictures of the split that one of the two, or both, could not read."""
+    notes: list[str]
+    """What one should know to judge the figures."""
     resamples: int
     """Of the bootstrap."""
     seed: int
     """Of the bootstrap."""
-    metrics_a: dict[str, float]
+    metrics_a: Metrics
     """image_to_text_R@k and text_to_image_R@k in percent; _median_rank, _mean_rank, _mrr; rsum; images; captions."""
-    metrics_b: dict[str, float]
+    metrics_b: Metrics
     """The same of B."""
     differences: dict[str, Difference]
     """By metric: a, b, difference (b - a), low and high (ends of its 95 % interval), p (two-sided)."""
@@ -125,6 +126,7 @@ class Comparison:
             split=split,
             **counts,
             left_out=pictures - images,
+            notes=too_few(images) + many_lost(images, pictures - images),
             resamples=self.resamples,
             seed=self.seed,
             metrics_a=metrics_a,
@@ -172,15 +174,11 @@ def verdict(differences: Mapping[str, Difference], images: int) -> list[str]:
     if rest and all(recalls[name].difference == recalls[name].low == recalls[name].high == 0 for name in recalls):
         lines.append("No difference at all: every recall is the same.")
     elif rest:
-        widest = max((max(abs(one.low), abs(one.high)) for one in map(recalls.__getitem__, rest)), default=0.0)
-        names = ", ".join(metric_name(name) for name in rest) if clear else "all recalls"
-        lines.append(
-            f"No difference that {counted(images, 'picture')} could show: {names}; "
-            f"one of up to {widest:.1f} points either way cannot be ruled out."
+        unclear = ", ".join(
+            f"{metric_name(name)} ({recalls[name].low:+.1f} to {recalls[name].high:+.1f})" for name in rest
         )
-    if images < FEW:
-        lines.append(f"Only {counted(images, 'picture')}: intervals from so few are too narrow, and p too small.")
-    return lines
+        lines.append(f"No difference that {counted(images, 'picture')} could show, B − A being within: {unclear}.")
+    return lines + too_few(images)
 
 
 def _difference_line(name: str, one: Difference) -> str:
@@ -219,14 +217,15 @@ def difference_cells(name: str, one: Difference) -> tuple[str, str, str, str, st
     return metric_name(name), a, b, difference, f"{low} to {high}", p_text(one.p)
 
 
-def short_names(a: str, b: str) -> tuple[str, str]:
-    """The last parts of two names, as many as tell them apart, without the `model` that every run's folder has; for the
-    same name twice, with (A) and (B)."""
-    paths = [Path(name.removeprefix("open_clip:")) for name in (a, b)]
+def short_names(*names: str) -> tuple[str, ...]:
+    """The last parts of models' names, as many as tell them apart, without the `model` that every run's folder has. The
+    same name twice stays the same."""
+    paths = [Path(name.removeprefix("open_clip:")) for name in names]
     parents = [path.parent if path.name == "model" and path.parent.name else path for path in paths]
-    parts_a, parts_b = (path.parts for path in (parents if parents[0] != parents[1] else paths))
-    for count in range(1, max(len(parts_a), len(parts_b)) + 1):
-        short_a, short_b = "/".join(parts_a[-count:]), "/".join(parts_b[-count:])
-        if short_a != short_b:
-            return short_a, short_b
-    return f"{a} (A)", f"{b} (B)"
+    different = len(set(names))
+    parts = [path.parts for path in (parents if len(set(parents)) == different else paths)]
+    for count in range(1, max(map(len, parts)) + 1):
+        short = tuple("/".join(some[-count:]) for some in parts)
+        if len(set(short)) == different:
+            return short
+    return names

@@ -143,6 +143,7 @@ def evaluation_of(
         tell(f"{stored.source}: {counted(stored.rescaled, 'row')} not of unit length; made so")
     if stored.caption_image_M is None:
         _check_counts(stored, records)
+        tell(f"{stored.source}: its rows have no names; they are taken to be those of this data, in its order")
         return assembled(records, stored.image_ND, stored.text_MD, {})
     image_rows, text_rows, failed = _aligned(stored, records)
     for row in failed:

@@ -11,11 +11,12 @@ from importlib import import_module
 
 import numpy as np
 
+from cliplet.console import counted
 from cliplet.data.labelled import LabelledPictures
-from cliplet.data.labelled_copies import shared
+from cliplet.data.labelled_copies import contradictions, shared
 from cliplet.data.quarantine import Quarantine
 from cliplet.errors import ConfigError
-from cliplet.evaluation.class_scores import by_cosine
+from cliplet.evaluation.class_scores import by_cosine, few_pictures
 from cliplet.evaluation.classes import Words
 from cliplet.evaluation.intervals import LEVEL
 from cliplet.evaluation.probes import (
@@ -32,6 +33,7 @@ from cliplet.results import Result, Strict
 from cliplet.runtime.encoder import Encoder, Progress
 
 CLASS_MEAN, LINEAR_PROBE, ZERO_SHOT = "nearest_class_mean", "linear_probe", "zero_shot"
+FEWEST_REPEATS = 3  # whose interval says something
 
 
 class FewShotRow(Strict):
@@ -81,6 +83,8 @@ class FewShot(Result):
     """Of them, those of the smallest class."""
     test_pictures: int
     """Pictures that every row was measured on."""
+    chance: float
+    """The top-1 of guessing, in percent: 100 / classes."""
     templates: list[str]
     """The prompts' templates of the zero_shot row; empty where there is none."""
     rows: list[FewShotRow]
@@ -96,7 +100,7 @@ class FewShot(Result):
 def ready(pictures: LabelledPictures, split: str | None, shots: Sequence[int], repeats: int, seed: int) -> list[int]:
     """The numbers of shots in order, each once, where all that `few_shot` needs is there. Else raises as it does,
     but before a model is opened and a picture embedded."""
-    shots = checked_shots(shots, repeats)
+    shots = checked_shots(shots, repeats, seed)
     require_probe()
     needed, train_split, _ = split_up(pictures, split)
     _divided(needed, train_split, shots[-1], seed)
@@ -134,6 +138,7 @@ def few_shot(
     rows, said = few_shot_rows(image_ND, pictures.label_N, division, shots, repeats, seed, class_KD, progress)
     fewest = int(np.bincount(pictures.label_N[division.train])[division.kept].min())
     left_out = [pictures.classes[label] for label in division.left_out]
+    notes = [*notes, *said, *_notes(pictures, division, left_out, shots[-1], fewest), *_few(division, repeats)]
     return FewShot(
         model=model,
         data=pictures.path,
@@ -146,11 +151,12 @@ def few_shot(
         train_pictures=len(division.train),
         fewest=fewest,
         test_pictures=len(division.test),
+        chance=100 / len(division.kept),
         templates=list(templates) if words else [],
         rows=rows,
         left_out=len(quarantine),
         problems=quarantine.entries(),
-        notes=[*notes, *said, *_notes(pictures, division, left_out, shots[-1], fewest)],
+        notes=notes,
     )
 
 
@@ -164,14 +170,26 @@ def _notes(
 ) -> list[str]:
     notes = []
     if left_out:
-        notes.append(f"left out, for they have too few pictures for {most_shots} shots: {', '.join(left_out)}")
+        notes.append(
+            f"left out, for they have too few pictures for {counted(most_shots, 'shot')}: {', '.join(left_out)}"
+        )
     if fewest < 2 * most_shots:
         notes.append(
-            f"the smallest class has {fewest} pictures to learn from, so draws of {most_shots} are much alike, "
-            "and their intervals too narrow"
+            f"the smallest class has {counted(fewest, 'picture')} to learn from, so draws of {most_shots} are much "
+            "alike, and their intervals too narrow"
         )
     copies = shared(pictures.picked(division.train), pictures.picked(division.test))
-    return [*notes, copies] if copies else notes
+    return [*notes, *filter(None, [copies, contradictions(pictures)])]
+
+
+def _few(division: Division, repeats: int) -> list[str]:
+    """What is to be said where few test pictures or few draws leave an interval that says little."""
+    notes = few_pictures(len(division.test))
+    if repeats == 1:
+        notes.append("a single draw has no interval; --repeats 5 is usual")
+    elif repeats < FEWEST_REPEATS:
+        notes.append(f"an interval from {repeats} draws says little; --repeats 5 is usual")
+    return notes
 
 
 def few_shot_rows(
@@ -212,16 +230,19 @@ def few_shot_rows(
         means.append(_row(CLASS_MEAN, count, of_mean))
         probes.append(_row(LINEAR_PROBE, count, of_probe, strength))
     if unfinished:
-        notes.append(f"{unfinished} linear probes had not settled after {MOST_STEPS:,} steps")
+        notes.append(f"{counted(unfinished, 'linear probe')} had not settled after {MOST_STEPS:,} steps")
     return [*rows, *means, *probes], notes
 
 
-def checked_shots(shots: Sequence[int], repeats: int) -> list[int]:
-    """Numbers of shots in order, each once. Raises ConfigError for what is no number of pictures or of repeats."""
+def checked_shots(shots: Sequence[int], repeats: int, seed: int) -> list[int]:
+    """Numbers of shots in order, each once. Raises ConfigError for what is no number of pictures or of repeats, and for
+    a seed below 0."""
     if not shots or min(shots) < 1:
         raise ConfigError("--shots takes numbers of pictures of each class, from 1", "As in: --shots 1 2 4 8")
     if repeats < 1:
         raise ConfigError(f"--repeats {repeats}: there must be one draw at least", "Five is usual.")
+    if seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {seed}")
     return sorted(set(shots))
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cliplet.evaluation.retrieval import DIRECTIONS, KS
-from cliplet.results import Strict
+from cliplet.evaluation.retrieval import KS
+from cliplet.results import DIRECTIONS, Strict
 
 LEVEL = 95.0  # percent of resamples within an interval
 WEIGHTS_AT_ONCE = 4 * 2**20  # numbers of a block of resamples

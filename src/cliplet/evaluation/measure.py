@@ -9,11 +9,15 @@ from typing import Protocol
 
 import numpy as np
 
+from cliplet.console import counted
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
 from cliplet.errors import DataError, ImageError
 from cliplet.evaluation.retrieval import metrics_of_ranks, retrieval_ranks
 from cliplet.runtime.encoder import Encoder
+
+FEW = 50  # pictures, below which a bootstrap's interval is too narrow
+LOST = 0.02  # share of the data that may be left out without a word about it
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,20 @@ def _picked(evaluation: Evaluation, rows: Sequence[int]) -> Evaluation:
     records = [evaluation.records[row] for row in rows]
     image_ND, text_MD = evaluation.image_ND[list(rows)], evaluation.text_MD[captions]
     return assembled(records, image_ND, text_MD, {}, evaluation.logit_scale)
+
+
+def too_few(images: int) -> list[str]:
+    """What is to be said of figures from few pictures; nothing where they are enough."""
+    if images >= FEW:
+        return []
+    return [f"Only {counted(images, 'picture')}: intervals from so few are too narrow, and p too small."]
+
+
+def many_lost(images: int, lost: int) -> list[str]:
+    """What is to be said where much of the data could not be used; nothing where little is lost."""
+    if lost <= LOST * (images + lost):
+        return []
+    return [f"Measured on {counted(images, 'picture')} alone: {lost:,} of the records or files could not be used."]
 
 
 def _refuse_no_numbers(

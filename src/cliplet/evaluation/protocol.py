@@ -6,17 +6,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+from cliplet.console import counted
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
 from cliplet.errors import DataError
 from cliplet.evaluation.intervals import bootstrap_intervals
 from cliplet.evaluation.known_splits import KNOWN_SPLITS
-from cliplet.evaluation.measure import Evaluation, common
-from cliplet.evaluation.retrieval import clip_benchmark_names, fold_metrics, mean_metrics
+from cliplet.evaluation.measure import Evaluation, common, many_lost, too_few
+from cliplet.evaluation.retrieval import KS, clip_benchmark_names, fold_metrics, mean_metrics
 from cliplet.evaluation.sources import measured, refuse_missing
 from cliplet.evaluation.split_check import SplitCheck, check, in_order, named
-from cliplet.evaluation.statistics import feature_statistics
-from cliplet.results import Result, Strict
+from cliplet.evaluation.statistics import chance_metrics, feature_statistics
+from cliplet.results import Metrics, Result, Strict
 from cliplet.runtime.encoder import Progress
 
 COCO_FOLDS = {"coco-5k": 5}  # the field reports this split's five folds of 1,000 as well
@@ -33,7 +34,7 @@ class Folds(Strict):
     """Parts, of neighbouring pictures in the data set's order."""
     images_each: int
     """Pictures of each; what is left over is in none."""
-    metrics: dict[str, float]
+    metrics: Metrics
     """The mean over the parts."""
 
 
@@ -55,7 +56,7 @@ class Measurement(Strict):
 
     model: str
     """As it was named: a folder, open_clip:ARCHITECTURE/PRETRAINED, a file of embeddings."""
-    metrics: dict[str, float]
+    metrics: Metrics
     """image_to_text_R@k and text_to_image_R@k in percent; _median_rank, _mean_rank, _mrr; rsum; images; captions."""
     intervals: dict[str, tuple[float, float]]
     """Lower and upper end of each metric's 95 % interval, by bootstrap over pictures; empty: not asked for."""
@@ -80,7 +81,7 @@ class EvaluationResult(Result):
     """Records, captions and pictures that could not be used."""
     problems: list[dict[str, str]]
     """Each of them: where, and the reason."""
-    metrics: dict[str, float]
+    metrics: Metrics
     """As in Measurement."""
     intervals: dict[str, tuple[float, float]]
     """As in Measurement."""
@@ -94,6 +95,10 @@ class EvaluationResult(Result):
     """As in Measurement."""
     benchmark: Benchmark
     """Which known split it is, if any."""
+    chance: dict[str, float]
+    """What guessing would give, by metric."""
+    notes: list[str]
+    """What one should know to judge the figures."""
     statistics: dict[str, float]
     """Of the features: alignment, uniformity, modality gap and others."""
     logit_scale: float | None
@@ -161,6 +166,8 @@ def evaluated(
         resamples=resamples,
         seed=seed,
         benchmark=Benchmark(name=checked.name, claimed=checked.claim, is_it=checked.is_it, note=note),
+        chance=chance_metrics(first.caption_image_M),
+        notes=_notes(first, len(quarantine)),
         statistics=feature_statistics(first.image_ND, first.text_MD, first.caption_image_M),
         logit_scale=first.logit_scale,
         baselines=baselines,
@@ -171,6 +178,18 @@ def evaluated(
 def _refuse_another(checked: SplitCheck, benchmark: str, data: str, split: str) -> None:
     if benchmark and not checked.is_it:
         raise DataError(f"{data}, split {split}: is not {benchmark}", checked.note)
+
+
+def _notes(evaluation: Evaluation, lost: int) -> list[str]:
+    images, captions = len(evaluation.records), len(evaluation.captions)
+    searched = min(images, captions)
+    all_right = [f"R@{k}" for k in KS if k >= searched]
+    small = (
+        [f"{' and '.join(all_right)} say nothing: only {counted(searched, 'answer')} can be found."]
+        if all_right
+        else []
+    )
+    return many_lost(images, lost) + too_few(images) + small
 
 
 def _silent(done: int, total: int) -> None:

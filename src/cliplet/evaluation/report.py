@@ -15,7 +15,7 @@ from cliplet.evaluation import gallery as choice
 from cliplet.evaluation.curves import training_curves
 from cliplet.evaluation.measure import Evaluation
 from cliplet.evaluation.protocol import EvaluationResult, Folds
-from cliplet.evaluation.retrieval import DIRECTIONS, KS
+from cliplet.evaluation.retrieval import KS
 from cliplet.evaluation.statistics import MEANINGS, chance_metrics, feature_statistics
 from cliplet.page import (
     Section,
@@ -30,6 +30,7 @@ from cliplet.page import (
     table,
     write_page,
 )
+from cliplet.results import DIRECTIONS
 
 TEXT_QUERIES, PICTURE_QUERIES, CASES, PAIRS = 8, 6, 3, 12  # shown
 PAIR_SIDE = 96  # pixels of a thumbnail above the matrix
@@ -58,10 +59,10 @@ def write_report(
     """Writes the page beside its place and renames it.
 
     `history`: the lines of the run's log; without any, no curves. `chance`: the loss of a model that knows nothing,
-    drawn as a level line. `intervals`: as of `bootstrap_intervals`. `baselines`: metrics of others on the same pictures
-    by their name, as of `retrieval_metrics`; what is absent shows as a dash. `baseline_intervals`: theirs, where there
-    are any. `notes`: on the split and the protocol. A picture that
-    cannot be read leaves its reason in its place. Raises OSError where the file cannot be written.
+    drawn as a level line. `intervals`: as of `bootstrap_intervals`. `baselines`: metrics of others on the same
+    pictures by their name, as of `retrieval_metrics`; what is absent shows as a dash. `baseline_intervals`: theirs,
+    where there are any. `notes`: on the split and the protocol. A picture that cannot be read leaves its reason in
+    its place. Raises OSError where the file cannot be written.
     """
     warnings = [str(line.get("message", "")) for line in history if line.get("kind") == "warning"]
     configuration = f"<pre>{escape(config_text)}</pre>\n" if config_text else ""
@@ -96,7 +97,7 @@ def _summary(metrics: Mapping[str, float]) -> str:
 
 def report_evaluation(file: Path, result: EvaluationResult, evaluation: Evaluation, command: str = "") -> None:
     """Writes the page of a `cliplet evaluate`: as `write_report`, from what it reports. `evaluation`: of the model."""
-    notes = [result.benchmark.note] if result.benchmark.note else []
+    notes = [note for note in (result.benchmark.note, *result.notes) if note]
     if result.folds:
         notes.append(_folds_words(result.folds))
     if result.left_out:

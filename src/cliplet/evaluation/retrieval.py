@@ -8,9 +8,9 @@ import numpy as np
 
 from cliplet.errors import DataError
 from cliplet.evaluation.ranking import counts_above
+from cliplet.results import DIRECTIONS
 
 KS = (1, 5, 10)
-DIRECTIONS = {"image_to_text": "image→text", "text_to_image": "text→image"}  # as metrics are named, and for people
 
 
 def retrieval_metrics(

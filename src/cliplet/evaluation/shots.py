@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cliplet.console import counted
 from cliplet.data.labelled import LabelledPictures
 from cliplet.errors import DataError
 
@@ -44,10 +45,10 @@ def divided(label_N: np.ndarray, classes: int, train_N: np.ndarray | None, most_
     `train_N`: whether each picture is of the split to train on, the others being tested on. Where it is None, half of
     each class is held out for testing, or as many as `most_shots` leave, chosen by `seed`; the part is the same for
     every number of shots up to `most_shots`. A class with fewer than `most_shots` pictures to train on, or none to test
-    on, is left out. Raises DataError where fewer than two classes are left.
+    on, is left out. Raises DataError where fewer than two classes are left, naming the largest number that works.
     """
     random = np.random.default_rng([seed, 0])
-    kept, left_out, train, test = [], [], [], []
+    kept, left_out, train, test, possible = [], [], [], [], []
     for label in range(classes):
         rows = np.flatnonzero(label_N == label)
         if train_N is not None:
@@ -56,6 +57,7 @@ def divided(label_N: np.ndarray, classes: int, train_N: np.ndarray | None, most_
             held_out = min(round(TEST_SHARE * len(rows)), len(rows) - most_shots)
             mixed = random.permutation(rows)
             learned, tested = mixed[max(held_out, 0) :], mixed[: max(held_out, 0)]
+        possible.append(max(len(rows) - 1, 0) if train_N is None else len(learned) if len(tested) else 0)
         if len(learned) < most_shots or not len(tested):
             left_out.append(label)
             continue
@@ -63,11 +65,21 @@ def divided(label_N: np.ndarray, classes: int, train_N: np.ndarray | None, most_
         train.append(learned)
         test.append(tested)
     if len(kept) < 2:
-        raise DataError(
-            f"only {len(kept)} of {classes} classes have {most_shots} pictures to learn from and one more to test on",
-            "Ask for fewer: --shots 1 2",
-        )
+        raise _too_few(len(kept), most_shots, possible, train_N is not None)
     return Division(kept, np.sort(np.concatenate(train)), np.sort(np.concatenate(test)), left_out)
+
+
+def _too_few(kept: int, most_shots: int, possible: list[int], splits: bool) -> DataError:
+    """`possible`: the largest number of shots of each class; of two classes it must be enough."""
+    needed = f"{counted(most_shots, 'picture')} to learn from and one {'' if splits else 'more '}to test on"
+    message = f"only {kept} of {len(possible)} classes {'has' if kept == 1 else 'have'} {needed}"
+    most = sorted([0, *possible])[-2]
+    if not most and splits:
+        return DataError(message, "Few-shot needs a picture to learn from and one to test on in two classes at least.")
+    if not most:
+        return DataError(message, "Few-shot needs at least 2 pictures of each class: to learn from, and to test on.")
+    everywhere = f", with all classes --shots {min(possible)}" if 0 < min(possible) < most else ""
+    return DataError(message, f"The largest number that works is --shots {most}{everywhere}.")
 
 
 def pooled(pictures: LabelledPictures, train_split: str, most_shots: int, seed: int) -> LabelledPictures:

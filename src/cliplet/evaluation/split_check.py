@@ -87,9 +87,11 @@ def check(path: str, split: str, records: Sequence[ImageText], benchmark: KnownS
         meant = claim or BENCHMARKS[found.family]
         note = f"These are {found.title}, not {meant.title}."
         if claim and claim.pictures == found.pictures:
-            note = f"{_calls_itself(claim)} and has {found.pictures:,} pictures, but not those: they are {found.title}."
+            counted = f"has {found.pictures:,} pictures, but not those"
+            note = f"{_meant(claim, benchmark)} and {counted}: they are {found.title}."
         return SplitCheck(name, said, False, note)
-    return SplitCheck("", said, False, _difference_told(claim, records, identities) if claim else "")
+    note = _difference_told(claim, _meant(claim, benchmark), records, identities) if claim else ""
+    return SplitCheck("", said, False, note)
 
 
 def _captions_told(split: KnownSplit, records: Sequence[ImageText], is_claimed: bool) -> tuple[bool, str]:
@@ -111,21 +113,22 @@ def _captions_told(split: KnownSplit, records: Sequence[ImageText], is_claimed: 
     )
 
 
-def _difference_told(claim: KnownSplit, records: Sequence[ImageText], identities: set[str] | None) -> str:
-    """In what a set differs from the benchmark that it calls itself."""
+def _meant(claim: KnownSplit, asked: KnownSplit | None) -> str:
+    """How a sentence about it begins: the data set says so itself, or somebody asked for it."""
+    return f"This was to be {claim.title}" if asked else f"The data set calls itself {claim.title}"
+
+
+def _difference_told(claim: KnownSplit, meant: str, records: Sequence[ImageText], identities: set[str] | None) -> str:
+    """In what a set differs from the benchmark that it was meant to be."""
     if identities is None:
         pictures, captions = len(records), _caption_count(records)
         return (
-            f"{_calls_itself(claim)}, but its pictures' names do not tell which they are. It holds {pictures:,} "
+            f"{meant}, but its pictures' names do not tell which they are. It holds {pictures:,} "
             f"pictures with {captions:,} captions; the split has {claim.pictures:,} with {claim.captions:,}."
         )
     if len(identities) == claim.pictures:
-        return f"{_calls_itself(claim)} and has {claim.pictures:,} pictures, but not those."
-    return f"{_calls_itself(claim)}, but holds {len(identities):,} pictures instead of {claim.pictures:,}."
-
-
-def _calls_itself(claim: KnownSplit) -> str:
-    return f"The data set calls itself {claim.title}"
+        return f"{meant} and has {claim.pictures:,} pictures, but not those."
+    return f"{meant}, but holds {len(identities):,} pictures instead of {claim.pictures:,}."
 
 
 def _recognised(identities: set[str] | None) -> KnownSplit | None:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cliplet.console import counted
 from cliplet.data.labelled import LabelledPictures
+from cliplet.data.labelled_copies import contradictions
 from cliplet.data.quarantine import Quarantine
 from cliplet.errors import DataError, ImageError
-from cliplet.evaluation.class_scores import Classified, Figure, by_cosine, figures, unit
+from cliplet.evaluation.class_scores import Classified, Figure, by_cosine, few_pictures, figures, unit
 from cliplet.evaluation.classes import Words, prompts
 from cliplet.results import Result, Strict
 from cliplet.runtime.encoder import Encoder, Progress
@@ -54,6 +56,8 @@ class ZeroShot(Result):
     """The prompts' templates; {} is where a class's words go."""
     pictures: int
     """Pictures that were classified."""
+    chance: float
+    """The top-1 of guessing, in percent: 100 / classes."""
     top1: Figure
     """Pictures whose own class scored highest."""
     top5: Figure | None
@@ -95,7 +99,7 @@ def embedded(
     good = [row for row in range(len(pictures.images)) if row not in failed]
     if not good:
         reason = next(iter(failed.values())).message if failed else ""
-        raise DataError(f"{pictures.path}: none of {len(pictures.images)} pictures could be read", reason)
+        raise DataError(f"{pictures.path}: none of {counted(len(pictures.images), 'picture')} could be read", reason)
     return pictures.picked(good), unit(image_ND[good])
 
 
@@ -113,8 +117,8 @@ def zero_shot(
 ) -> ZeroShot:
     """Classifies pictures by prompts of `words`, which are by class. A class without pictures may be said too.
 
-    `model`, `split` and `notes` go into the result as they are. Raises DataError where no picture can be read,
-    ModelError for features that are not finite.
+    `model` and `split` go into the result as they are, and so do `notes`, before those on the pictures that could be
+    read. Raises DataError where no picture can be read, ModelError for features that are not finite.
     """
     quarantine = quarantine if quarantine is not None else Quarantine()
     class_KD = class_features(encoder, words, templates)
@@ -122,16 +126,18 @@ def zero_shot(
     classified = by_cosine(image_ND, class_KD, pictures.label_N)
     top1, top5, recall = figures(classified, len(words))
     classes = class_results(classified, pictures.classes, words)
+    notes = [*notes, *filter(None, [contradictions(pictures)]), *few_pictures(len(pictures.images))]
     without = [one.name for one in classes if not one.pictures]
     if without:
         more = f" and {len(without) - SHOWN:,} more" if len(without) > SHOWN else ""
-        notes = [*notes, f"may be said, but have no pictures here: {', '.join(without[:SHOWN])}{more}"]
+        notes.append(f"may be said, but have no pictures here: {', '.join(without[:SHOWN])}{more}")
     return ZeroShot(
         model=model,
         data=pictures.path,
         split=split,
         templates=list(templates),
         pictures=len(pictures.images),
+        chance=100 / len(words),
         top1=top1,
         top5=top5,
         mean_class_recall=recall,
@@ -139,7 +145,7 @@ def zero_shot(
         confusion=classified.confusion(len(words)).tolist(),
         left_out=len(quarantine),
         problems=quarantine.entries(),
-        notes=list(notes),
+        notes=notes,
     )
 
 
