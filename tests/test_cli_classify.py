@@ -44,10 +44,12 @@ def test_zero_shot_prints_one_object_and_draws(saved_model, data, tmp_path, caps
     assert Image.open(picture).width > 400
     assert result["problems"][0]["where"].endswith("bad.jpg") and Path("quarantine.jsonl").is_file()
     zero_shot(words[:2])
-    table = capsys.readouterr().out
-    assert (
-        "top-1" in table and "top-5" not in table and "red_boat" in table and "18 pictures" in " ".join(table.split())
-    )
+    printed = capsys.readouterr()
+    title, _, table = printed.out.partition("\n")
+    assert title == f"{saved_model} on {data}, split test", "in one line"
+    assert "top-1" in table and "top-5" not in table and "red_boat" in table
+    assert "18 pictures, 8 templates, 3 classes, guessing: 33.3 %;" in " ".join(table.split())
+    assert "note: only 18 pictures to test on: intervals" in printed.err
 
 
 def test_few_shot_prints_one_object_or_a_table(saved_model, data, capsys):
@@ -62,8 +64,11 @@ def test_few_shot_prints_one_object_or_a_table(saved_model, data, capsys):
     ]
     assert result["rows"][-1]["top1"] > 60, "the colours are plain to see"
     few_shot(words)
-    table = capsys.readouterr().out
-    assert "linear probe" in table and "3 draws" in " ".join(table.split())
+    title, _, table = capsys.readouterr().out.partition("\n")
+    assert title == f"{saved_model} on {data}, split test" and "linear probe" in table
+    assert "guessing: 33.3 %; mean of 3 draws of examples from 9 pictures; all rows are tested on the same 9 other" in (
+        " ".join(table.split())
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,9 +88,10 @@ def test_zero_shot_says_what_is_wrong_before_a_model_is_opened(data, words, mess
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--shots", "0"], "from 1"),
-        (["--shots", "6"], "only 0 of 3 classes"),
-        (["--repeats", "0"], "one draw at least"),
+        (["--shots", "2", "0"], "--shots must be at least 1, got 0"),
+        (["--shots", "6"], r"only 0 of 3 classes(.|\n)*--shots 5\."),
+        (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
     ],
 )
 def test_few_shot_says_what_is_wrong_before_a_model_is_opened(data, words, message):

@@ -1,5 +1,6 @@
 """Whose picture is whose: from folders and tables, and what is said of the rest."""
 
+import json
 import os
 
 import pytest
@@ -133,8 +134,8 @@ def test_columns_that_are_not_clear_are_refused_by_name(tmp_path, text):
 
 
 def test_numbers_are_classes_in_the_order_of_numbers(tmp_path):
-    put(tmp_path, *(f"{n}.png" for n in range(12)))
-    (tmp_path / "labels.csv").write_text("image,label\n" + "".join(f"{n}.png,{n}\n" for n in range(12)))
+    put(tmp_path, *(f"{n}.png" for n in range(24)))
+    (tmp_path / "labels.csv").write_text("image,label\n" + "".join(f"{n}.png,{n % 12}\n" for n in range(24)))
     assert read_labelled(tmp_path / "labels.csv").classes == tuple(str(n) for n in range(12))
 
 
@@ -161,6 +162,99 @@ def test_a_table_that_is_no_utf8_is_refused(tmp_path):
     (tmp_path / "labels.csv").write_bytes(b"image,label\na.png,caf\xe9\n")
     with pytest.raises(DataError, match="not UTF-8 at byte 22"):
         read_labelled(tmp_path / "labels.csv")
+
+
+def captioned(root, names, form):
+    """A file of captions of the pictures, in one of the forms that such files have."""
+    sentence = "A dog runs over the snow ."
+    texts = {
+        "captions.txt": "image,caption\n" + "".join(f"{name},{sentence}\n" for name in names),
+        "x.token.txt": "".join(f"{name}#0\t{sentence}\n" for name in names),
+        "pairs.tsv": "".join(f"{name}\t{sentence}\n" for name in names),
+        "dataset_x.json": json.dumps({"images": [{"filename": n, "sentences": [{"raw": sentence}]} for n in names]}),
+        # COCO's: what is first is no caption yet, and longer than what is looked at.
+        "coco.json": json.dumps(
+            {"info": "x" * 70_000, "annotations": [{"image_id": n, "caption": "A"} for n in names]}
+        ),
+    }
+    (root / form).write_text(texts[form])
+
+
+CAPTION_FORMS = ("captions.txt", "x.token.txt", "pairs.tsv", "dataset_x.json", "coco.json")
+
+
+@pytest.mark.parametrize("form", CAPTION_FORMS)
+def test_a_data_set_of_captions_is_refused(tmp_path, form):
+    put(tmp_path, "images/a.png", "images/b.png", "fullres/a.png")
+    captioned(tmp_path, ["a.png", "b.png"], form)
+    with pytest.raises(DataError, match=rf"captions, not of classes: {form} holds captions, and fullres is.*\n.*evalu"):
+        read_labelled(tmp_path)
+
+
+def test_a_folder_of_any_name_that_holds_all_that_has_captions_is_refused(tmp_path):
+    put(tmp_path, "mine/a.png", "mine/b.png", "mine/c.png", "more/a.png")
+    captioned(tmp_path, ["a.png", "b.png", "c.png"], "captions.txt")
+    with pytest.raises(DataError, match="captions, and mine is a folder of pictures"):
+        read_labelled(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["cat/a.png", "dog/a.png"], ["a.png"], ["b.png", "c.png"]])
+@pytest.mark.parametrize("form", CAPTION_FORMS[:2])
+def test_captions_of_pictures_in_several_classes_are_said_and_not_refused(tmp_path, form, names):
+    put(tmp_path, "cat/a.png", "cat/b.png", "dog/a.png", "dog/c.png")
+    captioned(tmp_path, names, form)
+    pictures = read_labelled(tmp_path)
+    (note,) = pictures.notes
+    assert pictures.classes == ("cat", "dog") and note.startswith(f"{form} holds captions: if {tmp_path} is")
+
+
+def test_other_files_beside_classes_are_nothing_to_speak_of(tmp_path):
+    put(tmp_path, "images/a.png", "img/b.png")
+    (tmp_path / "labels.csv").write_text("image,label,comment\nimages/a.png,images,none\n")
+    (tmp_path / "classes.txt").write_text("images\nimg\n")
+    (tmp_path / "result.json").write_text('{"captions": 5000, "notes": []}')
+    (tmp_path / "meta.csv").write_bytes(b"\xff\xfe\0")
+    (tmp_path / "empty.tsv").write_text("")
+    assert read_labelled(tmp_path).notes == ()
+
+
+def test_labels_that_are_sentences_are_refused(tmp_path):
+    put(tmp_path, "a.png", "b.png")
+    file = tmp_path / "pairs.tsv"
+    file.write_text("a.png\tA black dog runs over snow .\nb.png\tTwo children play in a pool .\n")
+    with pytest.raises(DataError, match=r"pairs.tsv: the classes look like sentences, such as 'A black dog.* 7 words"):
+        read_labelled(file)
+    file.write_text("".join(f"a{n}.png\ta photo of one {'cat' if n % 2 else 'dog'}\n" for n in range(8)))
+    put(tmp_path, "a0.png")
+    (note,) = read_labelled(file).notes
+    assert "look like sentences" in note, "several pictures share them, so they may be meant"
+
+
+def test_a_label_for_nearly_every_picture_is_refused_in_a_table_and_said_of_folders(tmp_path):
+    put(tmp_path, *(f"{n}.png" for n in range(10)))
+    file = tmp_path / "labels.csv"
+    file.write_text("image,label\n" + "".join(f"{n}.png,{min(n, 5)}\n" for n in range(10)))
+    with pytest.raises(DataError, match=r"6 classes of 10 pictures, such as '0', look like captions"):
+        read_labelled(file)
+    file.write_text("image,label\n" + "".join(f"{n}.png,{min(n, 4)}\n" for n in range(10)))
+    assert read_labelled(file).notes == (), "half as many classes are let be"
+    file.write_text("image,label\n" + "".join(f"{n}.png,{n}\n" for n in range(9)))
+    assert read_labelled(file).notes == (), "so few pictures tell nothing"
+    put(tmp_path / "folders", *(f"class {n}/{n}.png" for n in range(10)))
+    (note,) = read_labelled(tmp_path / "folders").notes
+    assert note.startswith("10 classes of 10 pictures")
+
+
+@pytest.mark.parametrize("name", ["American black bear", "Animalia_Chordata_Aves_Passeriformes_Corvidae_Corvus_corax"])
+def test_long_names_of_classes_are_names(tmp_path, name):
+    put(tmp_path, f"{name}/a.png", "bobcat/b.png")
+    assert read_labelled(tmp_path).notes == ()
+
+
+def test_columns_of_captions_are_said(tmp_path):
+    captioned(tmp_path, ["a.png"], "captions.txt")
+    with pytest.raises(DataError, match=r"no columns of pictures and of classes.*\nIt looks like captions"):
+        read_labelled(tmp_path / "captions.txt")
 
 
 def test_a_picture_in_two_classes_is_said(tmp_path):

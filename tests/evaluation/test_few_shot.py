@@ -1,5 +1,6 @@
 """What is learned from, what is tested on, and the figures of both classifiers against independent ones."""
 
+import re
 import sys
 
 import numpy as np
@@ -52,11 +53,34 @@ def test_classes_with_too_few_pictures_are_left_out_of_every_row():
     division = divided(label_N, 5, None, 4, seed=0)
     assert division.kept == [0, 3] and division.left_out == [1, 2, 4]
     assert set(label_N[division.train]) == set(label_N[division.test]) == {0, 3}
-    with pytest.raises(DataError, match=r"only 1 of 5 classes have 8 pictures to learn from.*\n.*--shots"):
+    with pytest.raises(DataError, match=r"only 1 of 5 classes has 8 pictures to learn from.*\n.*--shots"):
         divided(label_N, 5, None, 8, seed=0)
     tested_on_none = np.array([True] * 5 + [False] * 14)
-    with pytest.raises(DataError, match="only 0 of 4"):
+    with pytest.raises(DataError, match=r"only 0 of 4 .* 1 picture to learn from and one to test on\nFew-shot needs a"):
         divided(label_N, 4, tested_on_none, 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "asked", "advice"),
+    [
+        ([5, 4, 1, 9], 8, "The largest number that works is --shots 4."),
+        ([5, 4, 3, 9], 8, "The largest number that works is --shots 4, with all classes --shots 2."),
+        ([3, 3], 3, "The largest number that works is --shots 2."),
+        ([1, 1], 1, "Few-shot needs at least 2 pictures of each class: to learn from, and to test on."),
+        ([9, 1], 2, "Few-shot needs at least 2 pictures of each class: to learn from, and to test on."),
+    ],
+)
+def test_the_number_of_shots_that_is_advised_works(counts, asked, advice):
+    label_N = np.repeat(np.arange(len(counts)), counts)
+    with pytest.raises(DataError) as caught:
+        divided(label_N, len(counts), None, asked, seed=0)
+    assert caught.value.hint == advice
+    for most in map(int, re.findall(r"--shots (\d+)", advice)):
+        assert len(divided(label_N, len(counts), None, most, seed=0).kept) >= 2
+        assert most == 2 or len(divided(label_N, len(counts), None, most, seed=0).kept) == 2
+    with_split = np.array([row % 4 != 0 for row in range(16)])  # of each eight, six to learn from
+    with pytest.raises(DataError, match=r"have 7 pictures to learn from and one to test on\n.*--shots 6\."):
+        divided(np.repeat([0, 1], 8), 2, with_split, 7, seed=0)
 
 
 def test_which_splits_are_learned_from_and_tested_on():
@@ -187,10 +211,10 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
         few_shot(None, data, None, (), [1], model="m")
 
 
-@pytest.mark.parametrize(("shots", "repeats"), [([0, 1], 5), ([], 5), ([1], 0)])
-def test_numbers_that_make_no_sense_are_refused_before_anything_is_opened(shots, repeats):
-    with pytest.raises(ConfigError, match=r"--shots|--repeats"):
-        few_shot(None, pictures([0, 1], ["", ""]), None, (), shots, model="m", repeats=repeats)
+@pytest.mark.parametrize(("shots", "repeats", "seed"), [([0, 1], 5, 0), ([], 5, 0), ([1], 0, 0), ([1], 5, -1)])
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_opened(shots, repeats, seed):
+    with pytest.raises(ConfigError, match=r"--shots|--repeats|--seed"):
+        few_shot(None, pictures([0, 1], ["", ""]), None, (), shots, model="m", repeats=repeats, seed=seed)
 
 
 class Engine:
@@ -254,6 +278,22 @@ def test_the_whole_from_pictures_to_figures(encoder, data):
     )
     assert result.fewest == 4 and result.left_out == 1 and encoder.engine.calls == 27, "each picture once"
     assert "smallest class has 4 pictures" in result.notes[0] and "copy.png" in result.notes[1]
+    assert result.notes[2:] == [
+        "only 13 pictures to test on: intervals from so few are too narrow",
+        "an interval from 2 draws says little; --repeats 5 is usual",
+    ]
+    assert result.chance == pytest.approx(100 / 3)
+
+
+def test_broken_files_are_no_picture_in_two_classes(encoder, data):
+    for name in ("red", "blue"):
+        (data / "test" / name / "broken.png").write_bytes(b"no picture")
+    result = few_shot(encoder, read_labelled(data), None, (), [1], model="m", repeats=3)
+    assert result.left_out == 2 and len(result.notes) == 1 and "to test on" in result.notes[0]
+    (data / "test" / "red" / "broken.png").write_bytes((data / "test" / "blue" / "0.png").read_bytes())
+    assert "more than one class" in few_shot(encoder, read_labelled(data), None, (), [1], model="m").notes[0]
+    single = few_shot(encoder, read_labelled(data), None, (), [1], model="m", repeats=1).notes
+    assert single[-1] == "a single draw has no interval; --repeats 5 is usual"
 
 
 def test_a_class_that_loses_its_pictures_is_left_out(encoder, data):
@@ -262,4 +302,4 @@ def test_a_class_that_loses_its_pictures_is_left_out(encoder, data):
     result = few_shot(encoder, read_labelled(data), None, (), [1], model="m", repeats=2)
     assert result.classes == ["blue", "green"] and result.classes_left_out == ["red"]
     assert result.test_pictures == 8 and result.templates == []
-    assert "too few pictures for 1 shots: red" in result.notes[0]
+    assert "too few pictures for 1 shot: red" in result.notes[0]

@@ -66,12 +66,28 @@ def test_figures_are_those_worked_out_by_hand(encoder, data):
     assert result.top1.value == pytest.approx(100 * 7 / 9)
     assert result.mean_class_recall.value == pytest.approx(100 * (1 + 2 / 3 + 3 / 4) / 3)
     assert result.top5 is None, "there are but three classes"
+    assert result.chance == pytest.approx(100 / 3)
     assert 0 <= result.top1.low < result.top1.value < result.top1.high <= 100
     blue, green, red = result.classes
     assert (blue.recall, blue.confused_with, blue.confused) == (100, None, 0)
     assert (green.pictures, green.right, green.confused_with, green.confused) == (3, 2, "red", 1)
     assert (red.recall, red.confused_with) == (75, "blue")
     assert json.loads(result.to_json())["format"] == "cliplet-zero-shot"
+
+
+def test_few_pictures_are_said_and_copies_only_of_what_can_be_read(encoder, data):
+    for name in ("red", "blue"):
+        (data / name / "broken.png").write_bytes(b"no picture")
+    (data / "green" / "2.png").unlink()  # the same as one that is called red
+    few = "only 8 pictures to test on: intervals from so few are too narrow"
+    assert measured(encoder, data, notes=["first"]).notes == ["first", few]
+    (data / "green" / "copy.png").write_bytes((data / "red" / "0.png").read_bytes())
+    copies, _ = measured(encoder, data).notes
+    assert copies.startswith("1 picture stands in more than one class") and "green/copy.png of green" in copies
+    for number in range(4, 45):  # with nine that are there
+        Image.new("RGB", (10, 8 + number), COLOURS["red"]).save(data / "red" / f"{number}.png")
+    result = measured(encoder, data)
+    assert result.pictures == 50 and len(result.notes) == 1, "fifty are enough"
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_and_named(encoder, data):
@@ -219,7 +235,9 @@ def test_words_in_order_name_numbers_only(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.txt", "cat: a\nfog: b\n", r"does not name 1 of 2 classes: dog\n.*fog"),
+        ("c.txt", "cat: a\nfog: b\n", r"does not name 1 of 2 classes: dog\nIts 'fog' may be meant for 'dog'\.$"),
+        ("c.txt", "cat: a\nzebu: b\n", r"does not name 1 of 2 classes: dog\nIt names cat, zebu\.$"),
+        ("c.json", "{}", r"does not name 2 of 2 classes: cat, dog\nIt names no class\.$"),
         ("c.txt", "cat: a\ndog\n", "'dog' is not of the form"),
         ("c.txt", "cat: a\ncat: b\ndog: c\n", "names 'cat' twice"),
         ("c.txt", "cat: |\ndog: b\n", "no words for the class 'cat'"),

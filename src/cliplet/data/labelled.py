@@ -11,9 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from cliplet.console import counted
-from cliplet.data.labelled_looks import LABEL_COLUMNS, LAYOUT, caption_notes, label_notes
+from cliplet.data.labelled_looks import CAPTIONS_HINT, LABEL_COLUMNS, LAYOUT, caption_notes, label_notes
 from cliplet.data.readers.collector import IMAGE_FOLDERS
-from cliplet.data.readers.columns import IMAGE_COLUMNS, LIKELY_IMAGE_COLUMNS, PICTURE_NAME, written_on_windows
+from cliplet.data.readers.columns import (
+    IMAGE_COLUMNS,
+    LIKELY_IMAGE_COLUMNS,
+    PICTURE_NAME,
+    names_both,
+    written_on_windows,
+)
 from cliplet.data.readers.folders import ENDINGS
 from cliplet.data.records import USUAL_SPLITS, Problem
 from cliplet.data.table_rows import TABLE_ENDINGS, TableRow, small, table_rows
@@ -207,10 +213,11 @@ def _columns(file: Path, rows: Sequence[TableRow]) -> tuple[int, int, int | None
     found = 0 if pictures[0] >= pictures[1] else 1
     headless = len(names) == 2 and image is None and label is None and 2 * max(pictures) > len(looked)
     if not headless or not PICTURE_NAME.fullmatch(names[found]):
+        captions = f"It looks like captions. {CAPTIONS_HINT} " if names_both(names) else ""
         raise DataError(
             f"{file}:{rows[0].number}: no columns of pictures and of classes, as far as can be told; "
             f"its columns are {some_of(rows[0].cells)}",
-            "Begin the file with a header line that names them, as in image,label or image,label,split.",
+            f"{captions}Begin the file with a header line that names them, as in image,label or image,label,split.",
         )
     return found, 1 - found, None, False
 
