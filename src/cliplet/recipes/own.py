@@ -120,8 +120,8 @@ def flickr8k(name: str) -> RunConfig:
     heads, towers = base.train.stages
     stages = (heads, towers.model_copy(update={"epochs": 15}))
     # Random crops show things larger than whole pictures do: 224 pixels of them go with 256 of these (FixRes).
-    train = base.train.model_copy(update={"stages": stages, "image_size": 224, "ema": 0.99})
-    model = base.model.model_copy(update={"preprocess": PreprocessConfig(image_size=256)})
+    train = base.train.model_copy(update={"stages": stages, "image_size": 224})
+    model = base.model.model_copy(update={"preprocess": PreprocessConfig(image_size=256, crop_fraction=0.95)})
     return base.model_copy(update={"name": name, "model": model, "train": train})
 
 
