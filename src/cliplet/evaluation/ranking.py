@@ -35,13 +35,13 @@ class Counted(NamedTuple):
 
 
 def counts_above(
-    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray, engine: str = "auto"
+    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray, engine: str = "numpy"
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each picture the captions of others that score at least as high as its best own one, (N,); for each caption
     the other pictures that score at least as high as its own, (M,).
 
     Scores closer than float32's resolution at the right answer's lengths are ties (of float64 features: closer than
-    the rounding of their products), and ties count. `engine`: numpy, torch, faiss or auto. Arguments must be checked
+    the rounding of their products), and ties count. `engine`: numpy, torch or faiss. Arguments must be checked
     already. Raises ConfigError for another engine, ClipletError for one that is not installed.
     """
     count = ENGINES.get(engine) or _other(engine)
@@ -209,7 +209,6 @@ def _searched(
 
 
 ENGINES: dict[str, Callable[[Right], Iterator[Counted]]] = {
-    "auto": _numpy,  # on a processor the fastest of them; a GPU may be full of what is being trained
     "numpy": _numpy,
     "torch": _torch,
     "faiss": _faiss,

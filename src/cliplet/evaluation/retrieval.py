@@ -14,7 +14,11 @@ KS = (1, 5, 10)
 
 
 def retrieval_metrics(
-    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray, ks: Sequence[int] = KS, engine: str = "auto"
+    image_ND: np.ndarray,
+    text_MD: np.ndarray,
+    caption_image_M: np.ndarray,
+    ks: Sequence[int] = KS,
+    engine: str = "numpy",
 ) -> dict[str, float]:
     """Retrieval in both directions, of all captions of a set from its pictures and the other way.
 
@@ -58,13 +62,13 @@ def clip_benchmark_names(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def retrieval_ranks(
-    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray, engine: str = "auto"
+    image_ND: np.ndarray, text_MD: np.ndarray, caption_image_M: np.ndarray, engine: str = "numpy"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of each picture's best own caption among all captions (N,), and of each caption's picture among all
     pictures (M,); 1 is best. A picture's rank counts the captions of others that score at least as high.
 
-    `engine`: what multiplies, numpy, torch, faiss or auto; the ranks are the same from each. Never holds the whole
-    similarity matrix, nor sorts it. Raises as `retrieval_metrics` does.
+    `engine`: what multiplies, numpy (on a CPU the fastest), torch (on a GPU, if there is one) or faiss; the ranks are
+    the same from each. Never holds the whole similarity matrix, nor sorts it. Raises as `retrieval_metrics` does.
     """
     image_ND, text_MD, caption_image_M = _checked(image_ND, text_MD, caption_image_M)
     image_counts_N, text_counts_M = counts_above(image_ND, text_MD, caption_image_M, engine)
@@ -77,7 +81,7 @@ def fold_metrics(
     caption_image_M: np.ndarray,
     folds: int,
     ks: Sequence[int] = KS,
-    engine: str = "auto",
+    engine: str = "numpy",
 ) -> list[dict[str, float]]:
     """Metrics of `folds` runs of neighbouring pictures, each alone with its own captions: five of COCO's 5,000 give
     the field's "COCO 1k", which is their mean. Pictures that are left over at the end are in no fold.

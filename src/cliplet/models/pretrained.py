@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from cliplet import model_folder
 from cliplet.config import HeadConfig, ModelConfig, validated
 from cliplet.errors import ConfigError, ModelError
 from cliplet.models.dual_encoder import DualEncoder
 from cliplet.models.open_clip import open_clip_model
-from cliplet.runtime.engines import OPEN_CLIP
+from cliplet.runtime.engines import OPEN_CLIP, best_model_folder
 
 
 def open_model(source: str | Path) -> DualEncoder:
@@ -22,10 +21,7 @@ def open_model(source: str | Path) -> DualEncoder:
     """
     if str(source).startswith(OPEN_CLIP):
         return _from_open_clip(str(source).removeprefix(OPEN_CLIP))
-    folder = Path(source)
-    if not model_folder.is_model_folder(folder) and model_folder.is_model_folder(folder / "model"):
-        folder = folder / "model"
-    return DualEncoder.from_pretrained(folder)
+    return DualEncoder.from_pretrained(best_model_folder(source))
 
 
 def _from_open_clip(source: str) -> DualEncoder:
