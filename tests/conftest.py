@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
@@ -12,6 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Training would make malloc keep memory for the rest of the process, and tests that measure memory run in the same one.
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "131072")
+
+# What engines are found to be is remembered for this run of the tests alone.
+os.environ["CLIPLET_CACHE"] = tempfile.mkdtemp(prefix="cliplet-tests-")
 
 import numpy as np
 import pytest
@@ -56,6 +60,23 @@ def saved_model(tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "model"
     _tiny(tiny_config).save_pretrained(folder, card="# card\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported_model(saved_model, tmp_path_factory):
+    """A model folder with weights and exported graphs in float32; to be read only."""
+    from cliplet.export import export
+
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    shutil.copytree(saved_model, folder)
+    export(folder)
+    return folder
+
+
+@pytest.fixture
+def exported_copy(exported_model, tmp_path):
+    """The same, for a test that damages it."""
+    return Path(shutil.copytree(exported_model, tmp_path / "exported"))
 
 
 @pytest.fixture

@@ -12,7 +12,18 @@ from cliplet.evaluation.intervals import Difference
 from cliplet.evaluation.protocol import Benchmark, EvaluationResult, Folds, Measurement
 from cliplet.evaluation.show import RankedCaption, ShowResult
 from cliplet.evaluation.zero_shot import ClassResult, ZeroShot
-from cliplet.results import DemoSummary, ModelSummary, PackSummary, Result, StoreSummary, Strict, TrainingSummary
+from cliplet.results import (
+    DemoSummary,
+    EmbedSummary,
+    ModelSummary,
+    PackSummary,
+    PushSummary,
+    Result,
+    StoreSummary,
+    Strict,
+    TrainingSummary,
+)
+from cliplet.runtime.exported import Export, Graph, Step
 
 COMMANDS: dict[str, list[type[Strict]]] = {
     "cliplet evaluate": [EvaluationResult, Folds, Benchmark, Measurement],
@@ -20,9 +31,12 @@ COMMANDS: dict[str, list[type[Strict]]] = {
     "cliplet zero-shot": [ZeroShot, Figure, ClassResult],
     "cliplet few-shot": [FewShot, FewShotRow],
     "cliplet show": [ShowResult, RankedCaption],
+    "cliplet embed": [EmbedSummary],
     "cliplet train": [TrainingSummary],
     "cliplet demo": [DemoSummary],
     "cliplet import, cliplet interpolate": [ModelSummary],
+    "cliplet export": [Export, Graph, Step],
+    "cliplet push": [PushSummary],
     "cliplet pack": [PackSummary],
     "cliplet distil-store": [StoreSummary],
 }
@@ -77,6 +91,8 @@ def type_name(annotation: typing.Any) -> str:
         return "number"
     if origin in (types.UnionType, typing.Union):
         return " or ".join(type_name(one) for one in inner)
+    if origin is typing.Literal:
+        return "text"
     if origin is list:
         return f"list of {type_name(inner[0])}"
     if origin is tuple:

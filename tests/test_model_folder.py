@@ -23,7 +23,7 @@ from cliplet.runtime.encoder import Encoder
 from cliplet.runtime.engines import TorchEngine
 from cliplet.runtime.tokenizer import Tokenizer
 
-FILES = {"config.json", "model.safetensors", "tokenizer.json", "metrics.json", "README.md"}
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "metrics.json", "README.md", "modules.json"}
 
 
 def features(encoder, captions):

@@ -135,6 +135,29 @@ def _with_interval(
     return f"{value}{before}{low:.1f}–{high:.1f}{after}"
 
 
+def export_table(export: Any) -> Table:
+    """What each step of an export cost; `export`: an Export of `runtime/exported.py`."""
+    table = Table(title=Text(f"what each step costs, on {export.measured_on}"), title_justify="left")
+    for heading in ("", "MB", "cosine", "engine", "R@1"):
+        table.add_column(heading, justify="left" if heading in ("", "engine") else "right")
+    for step in export.steps:
+        engines = list(dict.fromkeys(name.partition(" ")[2] for name in step.recalls))
+        both = (f"{step.image_cosine:.5f} / {step.text_cosine:.5f}", "\n".join(engines))
+        recalls = [
+            " / ".join(f"{step.recalls[f'{direction}_R@1 {engine}']:.2f}" for direction in DIRECTIONS)
+            for engine in engines
+        ]
+        table.add_row(Text(step.step), f"{step.bytes / 1e6:.1f}", *both, "\n".join(recalls))
+    if export.dims_recalls:
+        table.add_section()
+    for size, values in export.dims_recalls.items():
+        table.add_row(f"{size} dimensions", "", "", "", " / ".join(f"{value:.2f}" for value in values.values()))
+    table.caption = "cosines to the PyTorch model's features, of pictures / sentences" + (
+        "; R@1 in percent, image→text / text→image" if any(step.recalls for step in export.steps) else ""
+    )
+    return table
+
+
 def recipe_list(recipes: list[dict[str, Any]]) -> str:
     """The recipes as text: a line of sizes for each, what it shows, and figures that others published."""
     lines = []

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 
 INSTALL_TRAIN = "Install what training needs: pip install -e '.[train]' in cliplet's folder."
+INSTALL_OPENVINO = "Install it: pip install -e '.[openvino]' in cliplet's folder."
+INSTALL_SCALE = "Install it: pip install -e '.[scale]' in cliplet's folder; .npy needs nothing."
 
 
 class ClipletError(Exception):
@@ -39,6 +41,10 @@ class ModelError(ClipletError):
 
 class TrainingError(ClipletError):
     """A run that cannot start, go on or be resumed."""
+
+
+class TextCutWarning(UserWarning):
+    """Texts that are longer than a model can read."""
 
 
 LISTED = 20  # names in a hint at most; nobody reads the 1,500 that timm knows

@@ -11,6 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made or loaded again: CLIPLET_CACHE, or cliplet in XDG_CACHE_HOME or
+    ~/.cache."""
+    named = os.environ.get("CLIPLET_CACHE")
+    if named:
+        return Path(named).expanduser()
+    above = os.environ.get("XDG_CACHE_HOME")
+    return (Path(above) if above else Path.home() / ".cache") / "cliplet"
+
+
 @contextmanager
 def written_beside(file: Path) -> Iterator[Path]:
     """A path beside `file`, of the same ending, to write to: it takes the file's name at the end of the block, flushed

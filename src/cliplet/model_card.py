@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cliplet import __version__
+from cliplet.card_metadata import metadata, model_index, started_from, with_metadata
 from cliplet.config import ImageTowerConfig, ModelConfig, RunConfig, to_yaml
 from cliplet.results import DIRECTIONS
 
+USE = 'cliplet.load("this folder")'  # where a pushed model is loaded from is put in its place
 CARD = """\
----
-library_name: cliplet
-pipeline_tag: feature-extraction
-tags:
-- clip
-- image-text-retrieval
-- dual-encoder
----
 
 # {name}
 
@@ -38,7 +32,7 @@ A small CLIP: pictures and sentences in one space of {embed_dim} dimensions, mad
 ```python
 import cliplet
 
-encoder = cliplet.load("this folder")
+encoder = {use}
 image = encoder.encode_image(["photo.jpg"])
 text = encoder.encode_text(["a dog in the snow"])
 print(image @ text.T)
@@ -87,7 +81,11 @@ def model_card(
     facts = [f"| recipe | {config.name} |", f"| data | {data}, split {config.data.train_split} |"]
     if teachers:
         facts.append(f"| taught by | {', '.join(teachers)} |")
-    return CARD.format(
+    head = metadata([config.data.path], [start] if start else started_from(model))
+    index = model_index(config.name, data, config.data.val_split, metrics)
+    if index:
+        head["model-index"] = index
+    text_of_card = CARD.format(
         name=config.name,
         **_shape(model, parameters),
         image_tower=f"{_image_tower(model.image)}, started from {image_start}",
@@ -97,11 +95,12 @@ def model_card(
         command=command or "cliplet.train(config), with the configuration below",
         configuration=to_yaml(config),
     )
+    return with_metadata(head, text_of_card)
 
 
 def imported_card(model: ModelConfig, name: str, source: str, parameters: int, command: str) -> str:
     """The card of a model that another tool trained."""
-    return _card_without_run(model, name, f"| imported from | {source} |", parameters, command)
+    return _card_without_run(model, name, f"| imported from | {source} |", [source], parameters, command)
 
 
 def mixture_card(
@@ -109,11 +108,13 @@ def mixture_card(
 ) -> str:
     """The card of a model whose weights lie between two others', `share` of the way from `start` to `tuned`."""
     facts = f"| weights | {1 - share:g} of {start} + {share:g} of {tuned} (WiSE-FT, arXiv:2109.01903) |"
-    return _card_without_run(model, name, facts, parameters, command)
+    return _card_without_run(model, name, facts, [start, tuned], parameters, command)
 
 
-def _card_without_run(model: ModelConfig, name: str, facts: str, parameters: int, command: str) -> str:
-    return CARD.format(
+def _card_without_run(
+    model: ModelConfig, name: str, facts: str, sources: Sequence[str], parameters: int, command: str
+) -> str:
+    text_of_card = CARD.format(
         name=name,
         **_shape(model, parameters),
         image_tower=_image_tower(model.image),
@@ -123,6 +124,7 @@ def _card_without_run(model: ModelConfig, name: str, facts: str, parameters: int
         command=command,
         configuration=to_yaml(model),
     )
+    return with_metadata(metadata(base_models=sources), text_of_card)
 
 
 TEXT_TOWERS = {
@@ -139,6 +141,7 @@ def _image_tower(image: ImageTowerConfig) -> str:
 def _shape(model: ModelConfig, parameters: int) -> dict[str, Any]:
     return {
         "version": __version__,
+        "use": USE,
         "embed_dim": model.embed_dim,
         "parameters": parameters / 1e6,
         "size": model.preprocess.image_size,

@@ -5,6 +5,8 @@ model.safetensors   weights
 tokenizer.json      the tokenizer, whole
 metrics.json        what was measured, on which data
 README.md           the model card
+modules.json        that sentence-transformers opens it by cliplet's own module
+onnx/               exported graphs, if there are any; a folder that has them may lack the weights
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,14 @@ from cliplet.runtime.tokenizer import Tokenizer
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 METRICS, CARD = "metrics.json", "README.md"
+MODULES = "modules.json"
+# What sentence-transformers reads first: which class opens the folder.
+MODULES_TEXT = [{"idx": 0, "name": "0", "path": "", "type": "cliplet.sentence_transformer.ClipletModule"}]
+# What is part of a model and goes wherever it goes: no program, and nothing that is unpickled when it is opened.
+_OWN = {CONFIG, WEIGHTS, TOKENIZER, METRICS, CARD, MODULES, "config_sentence_transformers.json"}
+_LICENCES = {"LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE"}
+_GRAPHS = re.compile(r"onnx/\w[\w.-]*\.(?:onnx|onnx\.data|onnx_data|json|npz)", re.ASCII)
+GRAPHS, PARITY = "onnx", "parity.json"  # what `cliplet export` adds; runtime/exported.py reads it
 
 
 class Description(Config):
@@ -51,6 +62,26 @@ def is_run_folder(folder: str | Path) -> bool:
     return any((Path(folder) / name / CONFIG).is_file() for name in ("model", "last"))
 
 
+def belongs(name: str) -> bool:
+    """Whether a file of this name, with / between folders, is part of a model; everything else is somebody's own."""
+    return name in _OWN or name in _LICENCES or _GRAPHS.fullmatch(name) is not None
+
+
+def is_licence(name: str) -> bool:
+    """Whether a file that belongs to a model says what may be done with it."""
+    return name in _LICENCES
+
+
+def contents(folder: str | Path) -> tuple[list[str], list[str]]:
+    """The files of a model folder that are part of the model, and what else lies there, folders with a / at their end.
+    Names are relative and in order. Raises OSError."""
+    folder = Path(folder)
+    found = [path for path in folder.iterdir() if path.name != GRAPHS] + list((folder / GRAPHS).glob("*"))
+    names = {path.relative_to(folder).as_posix() + "/" * path.is_dir() for path in found}
+    own = {name for name in names if belongs(name)}
+    return sorted(own), sorted(names - own)
+
+
 def read_description(folder: str | Path) -> Description:
     """What a model folder says of its model. Raises ModelError naming what is wrong with the folder."""
     folder = Path(folder)
@@ -61,6 +92,8 @@ def read_description(folder: str | Path) -> Description:
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder")
     for name in (CONFIG, WEIGHTS, TOKENIZER):
+        if name == WEIGHTS and (folder / GRAPHS / PARITY).is_file():
+            continue  # exported to be used, and not to be trained
         if not (folder / name).is_file():
             inside = next((sub for sub in ("model", "last") if (folder / sub / CONFIG).is_file()), None)
             hint = f"The model is in {folder / inside}." if inside else "Train one: cliplet train RECIPE."
@@ -91,6 +124,8 @@ def summarize(folder: str | Path) -> dict[str, Any]:
     """
     description = read_description(folder)
     weights = Path(folder) / WEIGHTS
+    if not weights.is_file():
+        return {"model": description.model, **_summary_of_graphs(Path(folder))}
     try:
         with safe_open(weights, framework="numpy") as tensors:
             counts = [math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()]  # noqa: SIM118
@@ -102,34 +137,51 @@ def summarize(folder: str | Path) -> dict[str, Any]:
     return {"model": description.model, "parameters": sum(counts), "bytes": weights.stat().st_size, "metrics": metrics}
 
 
+def _summary_of_graphs(folder: Path) -> dict[str, Any]:
+    """What `summarize` tells of a folder without weights."""
+    try:
+        export = json.loads((folder / GRAPHS / PARITY).read_text(encoding="utf-8"))
+        size = sum(graph["bytes"] for graph in export["graphs"].values())
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8")) if (folder / METRICS).is_file() else {}
+        return {"parameters": export["parameters"], "bytes": size, "metrics": metrics}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{folder}: is damaged: {error}") from None
+
+
 def write(
     folder: str | Path,
     description: Description,
-    weights: dict[str, Any],
+    weights: dict[str, Any] | None,
     tokenizer: Tokenizer,
     *,
     card: str = "",
     metrics: dict[str, Any] | None = None,
+    add: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes a model folder beside its place and moves it there, so that no reader ever sees half of one.
 
-    `weights`: named torch tensors, contiguous and on the CPU. An earlier model folder there is replaced. Anything else
-    there, but for an empty folder, is left alone and ModelError raised, as it is when the disk is full.
+    `weights`: named torch tensors, contiguous and on the CPU; None for a folder that is there to be used only, which
+    `add` gives its exported graphs. An earlier model folder there is replaced. Anything else there, but for an empty
+    folder, is left alone and ModelError raised, as it is when the disk is full.
     """
-    from safetensors.torch import save_file  # only the workshop writes weights
-
     folder = Path(folder).resolve()  # of a link, what it leads to is replaced, and the link stays
     refuse_occupied(folder)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
         fresh.mkdir(parents=True)
-        save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+        if weights is not None:
+            from safetensors.torch import save_file  # only the workshop writes weights
+
+            save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
         tokenizer.save(fresh / TOKENIZER)
         (fresh / CONFIG).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (fresh / METRICS).write_text(json.dumps(metrics or {}, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(card, encoding="utf-8")
-        (fresh / WEIGHTS).chmod((fresh / CARD).stat().st_mode)  # safetensors keeps its files from everybody else
+        (fresh / MODULES).write_text(json.dumps(MODULES_TEXT, indent=2) + "\n", encoding="utf-8")
+        add(fresh)
+        if weights is not None:  # safetensors keeps its files from everybody else
+            (fresh / WEIGHTS).chmod((fresh / CARD).stat().st_mode)
         for file in fresh.iterdir():
             flush(file)
         flush(fresh)

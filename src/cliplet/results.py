@@ -90,6 +90,29 @@ class ModelSummary(Result):
     """What pictures go through, as in the folder's config.json."""
 
 
+class PushSummary(Result):
+    """Of `cliplet push`."""
+
+    format: str = "cliplet-push"
+    """What this object is."""
+    model: str
+    """The folder that was pushed."""
+    name: str
+    """Of the model on the hub."""
+    url: str
+    """The model's page."""
+    commit: str
+    """The page of the commit."""
+    revision: str | None
+    """The branch; null for the main one."""
+    files: list[str]
+    """Pushed."""
+    left: list[str]
+    """In the folder and no part of a model, so not pushed."""
+    removed: list[str]
+    """Of an earlier model there, and not of this one."""
+
+
 class PackSummary(Result):
     """Of `cliplet pack`."""
 
@@ -140,3 +163,30 @@ class StoreSummary(Result):
     """That it took."""
     next: str
     """The command that trains from it."""
+
+
+class EmbedSummary(Result):
+    """Of `cliplet embed`."""
+
+    format: str = "cliplet-embed"
+    """What this object is."""
+    out: str
+    """The file, or of .lance the folder, that was written."""
+    model: str
+    """As it was named."""
+    engine: str
+    """What computed the vectors, and in which precision; empty where the engine does not say."""
+    rows: int
+    """Pictures, or texts."""
+    embedded: int
+    """Rows with a vector."""
+    failed: int
+    """Rows without one, because the picture could not be read."""
+    dims: int
+    """Numbers of a vector."""
+    seconds: float
+    """That this call took."""
+    pictures_per_second: float | None
+    """Rows, texts too, that this call computed a second; null where all was there."""
+    resumed_from: int
+    """Rows that were there before this call: of a killed one, or all of them."""

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cliplet.data import remotes
-from cliplet.data.downloads import cache_folder, fetch
+from cliplet.data.downloads import downloads_folder, fetch
 from cliplet.errors import DataError
 
 DATA = bytes(range(256)) * 20_000  # 5 MB
@@ -90,7 +90,7 @@ def server(tmp_path, monkeypatch):
 
 
 def names():
-    return sorted(file.name.partition("-")[2] for file in cache_folder().iterdir())
+    return sorted(file.name.partition("-")[2] for file in downloads_folder().iterdir())
 
 
 def test_a_file_is_loaded_once(server):
@@ -275,13 +275,13 @@ def test_a_full_disk_is_no_fault_of_the_network(server, tmp_path):
 
 def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPLET_CACHE", str(tmp_path / "a"))
-    assert cache_folder() == tmp_path / "a" / "downloads"
+    assert downloads_folder() == tmp_path / "a" / "downloads"
     monkeypatch.delenv("CLIPLET_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_folder() == tmp_path / "b" / "cliplet" / "downloads"
+    assert downloads_folder() == tmp_path / "b" / "cliplet" / "downloads"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert cache_folder() == tmp_path / "c" / ".cache" / "cliplet" / "downloads"
+    assert downloads_folder() == tmp_path / "c" / ".cache" / "cliplet" / "downloads"
 
 
 def test_many_who_want_one_file_load_it_once(server):
@@ -309,7 +309,7 @@ def test_a_process_killed_while_loading_leaves_what_another_goes_on_with(server)
     fast, server.get = server.get, slow
     process = subprocess.Popen([sys.executable, "-c", code, server.url])
     assert sent.wait(20)
-    (part,) = _until(lambda: [*cache_folder().glob("*.part")])
+    (part,) = _until(lambda: [*downloads_folder().glob("*.part")])
     _until(lambda: part.stat().st_size >= 2**20)
     process.kill()
     process.wait()

@@ -8,6 +8,7 @@ import json as json_module
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,10 @@ from cliplet.cli.classify import few_shot, zero_shot
 from cliplet.cli.compare import compare
 from cliplet.cli.data import inspect, pack
 from cliplet.cli.distil import distil_store
+from cliplet.cli.embed import embed
 from cliplet.cli.evaluate import evaluate
+from cliplet.cli.export import export
+from cliplet.cli.hub import push
 from cliplet.cli.models import import_model, interpolate
 from cliplet.cli.options import parse
 from cliplet.cli.show import show
@@ -29,10 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status. Errors that a user can put right end in two lines, not a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        try:
-            return _run(words)
-        finally:
-            sys.stdout.flush()  # else a reader that has gone would be noticed only after main, as a traceback
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            try:
+                return _run(words)
+            finally:
+                sys.stdout.flush()  # else a reader that has gone would be noticed only after main, as a traceback
     except ClipletError as error:
         interrupted = type(error).__name__ == "Interrupted"
         if interrupted and os.environ.get("RANK", "0") != "0":  # of several ranks that were, one says so
@@ -50,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written to
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+
+
+def _show_warning(message: Warning | str, *place: Any) -> None:
+    """A warning as people want it: what, and not from which line of which file."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _run(words: list[str]) -> int:
@@ -233,8 +244,11 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "zero-shot": zero_shot,
     "few-shot": few_shot,
     "show": show,
+    "embed": embed,
     "import": import_model,
     "interpolate": interpolate,
+    "export": export,
+    "push": push,
     "inspect": inspect,
     "pack": pack,
     "distil-store": distil_store,

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from cliplet.data.remotes import BrokenOff, Remote, Stamp, remote, shown
 from cliplet.errors import DataError
+from cliplet.files import cache_folder
 
 try:
     import fcntl
@@ -35,7 +36,7 @@ def fetch(url: str, tell: Tell | None = None) -> Path:
     Raises DataError for what cannot be loaded or written.
     """
     source = remote(url)
-    target = cache_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{_file_name(url)}"
+    target = downloads_folder() / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{_file_name(url)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
@@ -49,13 +50,9 @@ def fetch(url: str, tell: Tell | None = None) -> Path:
     return target
 
 
-def cache_folder() -> Path:
+def downloads_folder() -> Path:
     """Where loaded files are kept."""
-    named = os.environ.get("CLIPLET_CACHE")
-    if named:
-        return Path(named).expanduser() / "downloads"
-    above = os.environ.get("XDG_CACHE_HOME")
-    return (Path(above) if above else Path.home() / ".cache") / "cliplet" / "downloads"
+    return cache_folder() / "downloads"
 
 
 def _file_name(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from cliplet.console import counted
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import ImageText
-from cliplet.errors import DataError, ImageError
+from cliplet.errors import DataError, ImageError, TextCutWarning
 from cliplet.evaluation.retrieval import metrics_of_ranks, retrieval_ranks
 from cliplet.runtime.encoder import Encoder
 
@@ -75,7 +76,11 @@ def evaluate(
         progress=lambda done, _: tell(done, total),
     )
     failed = {pictures[row]: error for row, error in failed.items()}
-    text_MD = encoder.encode_text(captions, progress=lambda done, _: tell(len(pictures) + done, total))
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", TextCutWarning
+        )  # `cliplet inspect` tells it of a data set
+        text_MD = encoder.encode_text(captions, progress=lambda done, _: tell(len(pictures) + done, total))
     if ranks and size > 1:
         image_ND, text_MD = _dealt(ranks.gather_arrays(image_ND)), _dealt(ranks.gather_arrays(text_MD))
         failed = {row: error for part in ranks.gather_objects(failed) for row, error in part.items()}

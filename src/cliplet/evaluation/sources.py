@@ -12,20 +12,21 @@ from cliplet.data.records import ImageText
 from cliplet.errors import DataError
 from cliplet.evaluation.embeddings import evaluation_of, files_of, is_embeddings, open_embeddings
 from cliplet.evaluation.measure import Evaluation, evaluate
+from cliplet.hub import fetched, is_hub_name
 from cliplet.model_folder import read_description
 from cliplet.runtime.encoder import load
 from cliplet.runtime.engines import OPEN_CLIP, best_model_folder
 
 
 def refuse_missing(source: str | Path) -> None:
-    """Raises ClipletError for a file or folder that is not there, or is no model folder: before the hour that measuring
-    another takes."""
+    """Raises ClipletError for a file or folder that is not there, or is no model folder, and for a model that the hub
+    does not give: before the hour that measuring another takes."""
     if is_embeddings(source):
         for file in files_of(source):
             if not Path(file).is_file():
                 raise DataError(f"{file}: no such file")
     elif not str(source).startswith(OPEN_CLIP):
-        read_description(best_model_folder(source))
+        read_description(fetched(str(source)) if is_hub_name(source) else best_model_folder(source))
 
 
 def measured(

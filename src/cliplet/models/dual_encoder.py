@@ -86,6 +86,11 @@ class DualEncoder(nn.Module):
                 f"{folder}: its tokenizer.json is another model's: it has {tokenizer.vocab_size:,} entries, but was "
                 f"saved with {description.tokenizer_entries:,}"
             )
+        if not (Path(folder) / model_folder.WEIGHTS).is_file():
+            raise ModelError(
+                f"{folder}: holds exported graphs and no weights, which PyTorch needs",
+                "Use it with cliplet.load and engine auto, or open the folder that it was exported from.",
+            )
         model = cls.skeleton(config, tokenizer, description.image_architecture, description.text_architecture)
         weights = read_weights(Path(folder) / model_folder.WEIGHTS)
         for name, tower in (("image_tower", model.image_tower), ("text_tower", model.text_tower)):
@@ -111,13 +116,16 @@ class DualEncoder(nn.Module):
     def save_pretrained(self, folder: str | Path, card: str = "", metrics: dict | None = None) -> None:
         """Writes a model folder, whole or not at all. `card`: the README's text; `metrics`: what was measured."""
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        description = model_folder.Description(
+        model_folder.write(folder, self.description(), weights, self.tokenizer, card=card, metrics=metrics)
+
+    def description(self) -> model_folder.Description:
+        """What a model folder's config.json says."""
+        return model_folder.Description(
             model=self.config,
             tokenizer_entries=self.tokenizer.vocab_size,
             image_architecture=self.image_tower.architecture,
             text_architecture=self.text_tower.architecture,
         )
-        model_folder.write(folder, description, weights, self.tokenizer, card=card, metrics=metrics)
 
     def encode_image(self, pixels_B3HW: torch.Tensor) -> torch.Tensor:
         """Unit image features (B, D) in float32 (or float64). uint8 pixels are normalised here, where the model runs;

@@ -154,7 +154,7 @@ class OpenClipTextTower(TextTower):
             place_N = ids_NL.argmax(1)
         else:
             place_N = (ids_NL == model.eos_id).int().argmax(1)
-        pooled = model.ln_final(states[torch.arange(len(ids_NL), device=ids_NL.device), place_N])
+        pooled = model.ln_final(states[torch.arange(ids_NL.shape[0], device=ids_NL.device), place_N])
         if isinstance(model.text_projection, nn.Linear):
             return model.text_projection(pooled)
         return pooled if model.text_projection is None else pooled @ model.text_projection

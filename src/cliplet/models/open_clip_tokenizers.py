@@ -117,8 +117,11 @@ def _is_simple(name: str) -> bool:
 def refilled(
     ids_NL: torch.Tensor, mask_NL: torch.Tensor, length: int, *, pad_id: int, stripped_id: int | None
 ) -> torch.Tensor:
-    """Ids as OpenCLIP's own tokenizer gives them: padded to `length` with `pad_id`, `stripped_id` replaced by 0."""
-    ids_NL = F.pad(ids_NL.masked_fill(mask_NL == 0, pad_id), (0, max(0, length - ids_NL.shape[1])), value=pad_id)
+    """Ids as OpenCLIP's own tokenizer gives them: padded to `length` (0: as they are) with `pad_id`, and `stripped_id`
+    replaced by 0."""
+    ids_NL = ids_NL.masked_fill(mask_NL == 0, pad_id)
+    if length:  # at least theirs, or the model could not read them
+        ids_NL = F.pad(ids_NL, (0, length - ids_NL.shape[1]), value=pad_id)
     return ids_NL if stripped_id is None else ids_NL.masked_fill(ids_NL == stripped_id, 0)
 
 

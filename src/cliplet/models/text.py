@@ -30,7 +30,7 @@ def pool(states_NLW: torch.Tensor, mask_NL: torch.Tensor, how: Literal["mean", "
         return states_NLW[:, 0]
     if how == "last":
         last = mask_NL.sum(1).clamp(min=1) - 1
-        return states_NLW[torch.arange(len(last), device=last.device), last]
+        return states_NLW[torch.arange(last.shape[0], device=last.device), last]  # not len(): an export would keep it
     weight = mask_NL.unsqueeze(-1).to(states_NLW.dtype)
     return (states_NLW * weight).sum(1) / weight.sum(1).clamp(min=1)
 

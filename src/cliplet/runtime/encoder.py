@@ -2,46 +2,87 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cliplet import model_folder
+from cliplet import hub, model_folder
 from cliplet.config import PreprocessConfig
-from cliplet.data.images import ImageLike
-from cliplet.errors import ImageError
+from cliplet.errors import ImageError, ModelError, TextCutWarning
+from cliplet.runtime.choice import graph_engine, refuse_unknown
+from cliplet.runtime.cores import cores
 from cliplet.runtime.engines import OPEN_CLIP, Engine, TorchEngine, best_model_folder
-from cliplet.runtime.preprocess import preprocess_image
+from cliplet.runtime.exported import is_exported
+from cliplet.runtime.pipeline import in_order
 from cliplet.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from cliplet.data.images import ImageLike
+    from cliplet.runtime.pictures import Block
 
 Progress = Callable[[int, int], None]
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]  # sentences to ids and mask, both (N, L) int64
 
+TEXTS_AT_ONCE = 16_384  # tokenized and sorted together; of millions the tokens would fill the memory
 
-def load(source: str | Path, say: Callable[[str], None] = lambda message: None) -> Encoder:
-    """Opens a model folder: `load("runs/demo/model").encode_text(["a red boat"])`; the best model of a run folder; or
-    any OpenCLIP model for square pictures by `open_clip:ARCHITECTURE/PRETRAINED`, where the second is a name of
-    OpenCLIP's or a file of weights.
+
+def load(
+    source: str | Path,
+    say: Callable[[str], None] = lambda message: None,
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    dims: int | None = None,
+) -> Encoder:
+    """Opens a model: `load("runs/demo/model").encode_text(["a red boat"])`.
+
+    `source`: a model folder; a run folder, of which the best model is taken; a name on the Hugging Face hub,
+    `owner/name` or `owner/name@revision`; or any OpenCLIP model for square pictures by
+    `open_clip:ARCHITECTURE/PRETRAINED`, where the second is a name of OpenCLIP's or a file of weights.
+
+    `engine`: `openvino`, `onnxruntime` or `torch`; `auto` takes the fastest that is installed and whose features are
+    right on this processor. The first two need a folder with exported graphs (`cliplet export`). `precision`: `fp32`,
+    `bf16` (OpenVINO, twice as fast where the processor has it), or `auto`, which takes bf16 only where no feature moves
+    by more than a cosine of 0.9999 allows. `dims`: give features of fewer dimensions, one of those exported.
 
     `say` hears which model of a run was taken; `Encoder.source` tells it too. Raises ModelError for a folder that is no
-    good, or when nothing installed can run it.
+    good, a model that cannot be fetched, graphs that were changed, or when nothing installed can run it.
     """
+    refuse_unknown(engine, precision)
     if str(source).startswith(OPEN_CLIP):
-        engine = TorchEngine.open(source)
-        model = engine.model
-        return Encoder(engine, model.tokenizer, model.config.preprocess, model.config.embed_dim, str(source))
-    folder = best_model_folder(source)
+        if engine not in ("auto", "torch") or dims:
+            raise ModelError(
+                f"{source}: OpenCLIP's models run on torch, in all their dimensions",
+                f"Export it first: cliplet export {source} --out FOLDER.",
+            )
+        torch_engine = TorchEngine.open(source, precision)
+        model = torch_engine.model
+        return Encoder(torch_engine, model.tokenizer, model.config.preprocess, model.config.embed_dim, str(source))
+    if hub.is_hub_name(source):
+        folder = hub.fetched(str(source), weights=engine == "torch")
+    else:
+        folder = best_model_folder(source)
+        if folder != Path(source) and model_folder.is_model_folder(folder):
+            say(f"{source} is a run: its best model is taken, {folder}")
     description = model_folder.read_description(folder)
-    if folder != Path(source):
-        say(f"{source} is a run: its best model is taken, {folder}")
-    tokenizer = Tokenizer.from_file(folder / model_folder.TOKENIZER, description.model.text.context_length)
-    engine, config = TorchEngine.open(folder), description.model
-    return Encoder(engine, tokenizer, config.preprocess, config.embed_dim, str(folder))
+    config = description.model
+    tokenizer = Tokenizer.from_file(folder / model_folder.TOKENIZER, config.text.context_length)
+    opened: Engine
+    if engine != "torch" and is_exported(folder):
+        opened = graph_engine(folder, config, engine, precision, dims)
+    elif engine in ("auto", "torch"):
+        if dims:
+            raise ModelError(f"{folder}: only exported graphs give fewer dimensions", "Load it without dims.")
+        opened = TorchEngine.open(folder, precision)
+    else:
+        raise ModelError(
+            f"{folder}: holds no exported graphs, which {engine} runs", f"Export the model: cliplet export {folder}"
+        )
+    return Encoder(opened, tokenizer, config.preprocess, dims or config.embed_dim, str(folder))
 
 
 class Encoder:
@@ -56,6 +97,9 @@ class Encoder:
         self.preprocess = preprocess
         self.embed_dim = embed_dim
         self.source = source
+        self._image_batch: int = getattr(engine, "image_batch", 64)
+        self._text_batch: int = getattr(engine, "text_batch", 256)
+        self._said_cut = False
 
     @property
     def logit_scale(self) -> float | None:
@@ -67,70 +111,90 @@ class Encoder:
         self,
         images: Sequence[ImageLike],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         failed: dict[int, ImageError] | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
         """(N, D) float32 of unit length; row i is input i. Inputs are paths, Pillow images, arrays or encoded bytes.
 
         A picture that cannot be read raises ImageError naming it; with a dict for `failed`, it is put there
-        under its row instead, and the row is NaN. Pictures are decoded in threads while the engine computes.
-        `progress` hears (done, N) after each batch.
+        under its row instead, and the row is NaN. Pictures are decoded and computed on all cores; `batch_size` is how
+        many the engine gets at once, by itself what suits it. `progress` hears (done, N) after each batch.
         """
         if isinstance(images, (str, bytes, Path)) or not isinstance(images, Sequence):
             raise TypeError("encode_image takes a list of pictures; put a single one in brackets")
-        features_ND = np.full((len(images), self.embed_dim), np.nan, dtype=np.float32)
-        rows: list[int] = []
-        pixels: list[np.ndarray] = []
-        for row, result in enumerate(self._decoded(images, ahead=2 * batch_size)):
-            if isinstance(result, ImageError):
+        features_ND = np.empty((len(images), self.embed_dim), dtype=np.float32)
+        size = batch_size or min(self._image_batch, math.ceil(len(images) / cores()) or 1)
+        done = 0
+        for block in self.encode_image_blocks(images, batch_size=size):
+            for row, error in block.failed.items():
                 if failed is None:
-                    raise ImageError(f"input {row}: {result.message}", result.hint)
-                failed[row] = result
-            else:
-                rows.append(row)
-                pixels.append(result)
-            if pixels and (len(pixels) == batch_size or row == len(images) - 1):
-                features_ND[rows] = self.engine.image_features(np.stack(pixels))
-                rows, pixels = [], []
-                if progress:
-                    progress(row + 1, len(images))
+                    raise ImageError(f"input {done + row}: {error.message}", error.hint)
+                failed[done + row] = error
+            features_ND[done : done + len(block.features_BD)] = block.features_BD
+            done += len(block.features_BD)
+            if progress:
+                progress(done, len(images))
         return features_ND
 
-    def encode_text(
-        self, texts: Sequence[str], *, batch_size: int = 256, progress: Progress | None = None
-    ) -> np.ndarray:
-        """(N, D) float32 of unit length; row i is text i. A text beyond the context length is cut.
+    def encode_image_blocks(self, images: Iterable[ImageLike], *, batch_size: int | None = None) -> Iterator[Block]:
+        """The same for any number of pictures, in blocks of `batch_size` rows and in order; memory stays flat.
 
-        `progress` hears (done, N) after each batch.
+        Pictures that cannot be read are rows of NaN, named in `Block.failed`.
+        """
+        from cliplet.runtime.pictures import encode_blocks  # a text query needs no decoder of pictures
+
+        size = batch_size or self._image_batch
+        return encode_blocks(self.engine, self.preprocess, images, size, self.embed_dim)
+
+    def encode_text(
+        self, texts: Sequence[str], *, batch_size: int | None = None, progress: Progress | None = None
+    ) -> np.ndarray:
+        """(N, D) float32 of unit length; row i is text i. A text beyond the context length is cut, of which an
+        Encoder warns once.
+
+        `batch_size`: how many the engine gets at once, by itself what suits it. `progress` hears (done, N) after each
+        batch.
         """
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise TypeError("encode_text takes a list of sentences; put a single one in brackets")
         features_ND = np.empty((len(texts), self.embed_dim), dtype=np.float32)
-        # Texts of like length together: a batch is as wide as its longest text.
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        for start in range(0, len(texts), batch_size):
-            rows = order[start : start + batch_size]
-            features_ND[rows] = self.engine.text_features(*self.tokenizer([texts[row] for row in rows]))
-            if progress:
-                progress(start + len(rows), len(texts))
+        done = 0
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            span = texts[start : start + TEXTS_AT_ONCE]
+            for rows, features in self._text_batches(span, batch_size or self._text_batch):
+                features_ND[[start + row for row in rows]] = features
+                done += len(rows)
+                if progress:
+                    progress(done, len(texts))
         return features_ND
 
-    def _decoded(self, images: Sequence[ImageLike], ahead: int) -> Iterator[np.ndarray | ImageError]:
-        """Model-ready pixels of each picture in order, or the reason why there are none."""
+    def _text_batches(self, texts: Sequence[str], batch_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Rows of `texts` and their features. Texts of like length go together: a batch is as wide as its longest."""
+        if isinstance(self.tokenizer, Tokenizer):
+            tokenizer = self.tokenizer
+            ids, cut = tokenizer.encode(texts)
+            if cut and not self._said_cut:
+                self._said_cut = True
+                warnings.warn(
+                    f"texts of more than {tokenizer.context_length} tokens are cut to that many "
+                    f"(here {cut:,} of {len(texts):,}); this is said once",
+                    TextCutWarning,
+                    stacklevel=3,
+                )
+            lengths = [len(one) for one in ids]
 
-        def decode(image: ImageLike) -> np.ndarray | ImageError:
-            try:
-                return preprocess_image(image, self.preprocess)
-            except ImageError as error:
-                return error
+            def tokens(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+                return tokenizer.padded([ids[row] for row in rows])
 
-        pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
-        try:
-            remaining = iter(images)
-            queue = deque(pool.submit(decode, image) for image in islice(remaining, ahead))
-            while queue:
-                yield queue.popleft().result()
-                queue.extend(pool.submit(decode, image) for image in islice(remaining, 1))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        else:
+            lengths = [len(text) for text in texts]
+
+            def tokens(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+                return self.tokenizer([texts[row] for row in rows])
+
+        order = sorted(range(len(texts)), key=lengths.__getitem__)
+        # The longest first: the last batches, when some threads have nothing left to do, are then the shortest.
+        groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][::-1]
+        features = in_order(lambda rows: self.engine.text_features(*tokens(rows)), groups)
+        yield from zip(groups, features, strict=True)

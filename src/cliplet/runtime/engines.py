@@ -1,7 +1,8 @@
-"""What computes features. One small interface; the torch engine is the one there is so far."""
+"""What computes features: one small interface, and PyTorch behind it. Exported graphs are in `graphs.py`."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,7 +30,11 @@ def best_model_folder(source: str | Path) -> Path:
 
 
 class Engine(Protocol):
-    """Computes features for whole batches. B images, C captions, L tokens, D embed_dim, S image_size."""
+    """Computes features for whole batches. B images, C captions, L tokens, D embed_dim, S image_size.
+
+    May be called by many threads at once. An engine may say in `image_batch` and `text_batch` how many inputs it likes
+    to get at once, and in `describe(tower)` what it is.
+    """
 
     def image_features(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         """uint8 pixels to unit features (B, D) float32."""
@@ -45,17 +50,35 @@ class Engine(Protocol):
         ...
 
 
+class TorchTower:
+    """One tower of a torch engine, where nothing else computes an exported model rightly."""
+
+    def __init__(self, engine: TorchEngine, tower: str):
+        self.name = engine.describe(tower)
+        self._compute = engine.image_features if tower == "image" else engine.text_features
+
+    def __call__(self, *inputs: np.ndarray) -> np.ndarray:
+        return self._compute(*inputs)
+
+
 class TorchEngine:
-    """A model of torch as an engine: in evaluation mode while it computes, and back as it was after."""
+    """A model of torch as an engine: in evaluation mode while it computes, and back as it was after.
+
+    It uses all cores for each batch, so batches take turns.
+    """
+
+    image_batch = 64
+    text_batch = 256
 
     def __init__(self, model: DualEncoder | NativeOpenClip, precision: str = "fp32"):
         self.model = model
         self.precision = precision
+        self._turn = threading.Lock()
 
     @classmethod
-    def open(cls, source: str | Path) -> TorchEngine:
-        """Opens a model folder, a run folder or `open_clip:...`, on the GPU, if there is one. Raises ModelError without
-        torch, or for a bad folder."""
+    def open(cls, source: str | Path, precision: str = "auto") -> TorchEngine:
+        """Opens a model folder, a run folder or `open_clip:...`, on the GPU, if there is one; in fp32, unless
+        `precision` is bf16. Raises ModelError without torch, or for a bad folder."""
         try:
             from cliplet.models.open_clip_native import open_for_features
         except ModuleNotFoundError as error:
@@ -66,7 +89,11 @@ class TorchEngine:
         import torch
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(open_for_features(source).to(device))
+        return cls(open_for_features(source).to(device), "bf16" if precision == "bf16" else "fp32")
+
+    def describe(self, tower: str) -> str:
+        """What computes a tower's features."""
+        return f"torch in {self.precision} on {next(self.model.parameters()).device.type}"
 
     def image_features(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         import torch
@@ -91,11 +118,12 @@ class TorchEngine:
         import torch
 
         device = next(self.model.parameters()).device
-        training = self.model.training
-        self.model.eval()
-        try:
-            bf16 = self.precision == "bf16"
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                return compute(device).cpu().numpy()
-        finally:
-            self.model.train(training)
+        with self._turn:
+            training = self.model.training
+            self.model.eval()
+            try:
+                bf16 = self.precision == "bf16"
+                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    return compute(device).cpu().numpy()
+            finally:
+                self.model.train(training)

@@ -48,7 +48,7 @@ class LookingUp(Encoder):
         self,
         images: Sequence[ImageLike],
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         failed: dict[int, ImageError] | None = None,
         progress: Progress | None = None,
     ) -> np.ndarray:
@@ -69,7 +69,7 @@ class LookingUp(Encoder):
         return features_ND
 
     def encode_text(
-        self, texts: Sequence[str], *, batch_size: int = 256, progress: Progress | None = None
+        self, texts: Sequence[str], *, batch_size: int | None = None, progress: Progress | None = None
     ) -> np.ndarray:
         store = self._lookup.text
         rows = self._lookup.captions(texts) if store is not None else None

@@ -8,6 +8,7 @@ import torch
 
 from cliplet.config import ModelConfig, RunConfig, differences
 from cliplet.errors import TrainingError
+from cliplet.hub import is_hub_name
 from cliplet.models import DualEncoder
 from cliplet.models.pretrained import open_model
 from cliplet.models.sources import load_exactly
@@ -34,9 +35,10 @@ FREE = (
 
 
 def start_model(source: str, config: ModelConfig) -> DualEncoder:
-    """A model of configuration `config` with weights and tokenizer of `source`: a model folder, a run folder, or
-    `open_clip:ARCHITECTURE/PRETRAINED`. Raises TrainingError naming each key in which the two models differ."""
-    if not source.startswith(OPEN_CLIP) and not Path(source).exists():
+    """A model of configuration `config` with weights and tokenizer of `source`: a model folder, a run folder, a name
+    on the hub, or `open_clip:ARCHITECTURE/PRETRAINED`. Raises TrainingError naming each key in which the two models
+    differ."""
+    if not source.startswith(OPEN_CLIP) and not is_hub_name(source) and not Path(source).exists():
         raise TrainingError(
             f"{source}: there is no model to start from",
             "Train it first (the folder names its recipe), or name another: --train.start-from FOLDER.",

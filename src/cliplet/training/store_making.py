@@ -167,7 +167,7 @@ def make_store(
         place = _device(device)
         computes_in = choose_precision(precision, place)
         store_checks.check_folder(data, images, out)
-        identities = [(*identity(source), computes_in) for source in teachers]
+        identities = [(*identity(source, fetch=True), computes_in) for source in teachers]
         store_checks.refuse_twice([name for name, _, _ in identities])
         earlier = StoreManifest.read(out) if (out / MANIFEST).is_file() else None
         if earlier:

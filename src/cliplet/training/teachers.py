@@ -21,9 +21,11 @@ from cliplet.data.records import Records
 from cliplet.data.teacher_shards import TeacherInfo
 from cliplet.errors import ModelError, TrainingError
 from cliplet.files import file_sha256
+from cliplet.hub import in_cache, is_hub_name
 from cliplet.models import DualEncoder
 from cliplet.models.open_clip_native import NativeOpenClip, NativeTokenizer, open_for_features
 from cliplet.models.open_clip_weights import SUFFIXES
+from cliplet.models.pretrained import folder_with_weights
 from cliplet.runtime.engines import OPEN_CLIP, best_model_folder
 from cliplet.runtime.tokenizer import Tokenizer
 from cliplet.training.step import autocast
@@ -121,20 +123,24 @@ class LiveTeachers:
 
 
 def open_teacher(source: str | Path, device: torch.device, precision: str) -> Teacher:
-    """A teacher from a model folder, a run folder or `open_clip:ARCHITECTURE/PRETRAINED`, computing in `precision`:
-    fp32, bf16 or fp16.
+    """A teacher from a model folder, a run folder, the hub or `open_clip:ARCHITECTURE/PRETRAINED`, computing in
+    `precision`: fp32, bf16 or fp16.
 
     An OpenCLIP model need not be one that cliplet can save: text sides that are Hugging Face models and tokenizers of
     every kind will do, as far as their configuration and files are there. Raises ModelError.
     """
-    name, weights = identity(source)
+    name, weights = identity(source, fetch=True)
     return Teacher(name, weights, open_for_features(source), device, precision)
 
 
-def identity(source: str | Path) -> tuple[str, str]:
+def identity(source: str | Path, fetch: bool = False) -> tuple[str, str]:
     """A teacher's name, and the sha256 of its weights file, "" where no file is there or a tag of OpenCLIP's names the
-    weights. Loads no model. Raises ModelError for a file that cannot be read."""
-    name = str(source) if str(source).startswith(OPEN_CLIP) else os.path.normpath(source)
+    weights. Loads no model. `fetch`: of a model on the hub, get the weights; by itself only the hub's cache is looked
+    at. Raises ModelError for a file that cannot be read, or fetched."""
+    is_name = str(source).startswith(OPEN_CLIP) or is_hub_name(source)
+    name = str(source) if is_name else os.path.normpath(source)
+    if fetch and is_hub_name(source):
+        folder_with_weights(source)
     file = _weights_file(name)
     try:
         return name, file_sha256(file) if file.is_file() else ""
@@ -145,7 +151,7 @@ def identity(source: str | Path) -> tuple[str, str]:
 def known_facts(source: str | Path) -> dict[str, object]:
     """What is known of a teacher without opening it, by the names of TeacherInfo: of a model folder, how it takes its
     pictures, and its tokenizer; of another, nothing. Raises ModelError for a damaged folder."""
-    folder = best_model_folder(source)
+    folder = _folder_here(source)
     if not model_folder.is_model_folder(folder):
         return {}
     config = model_folder.read_description(folder).model
@@ -177,4 +183,10 @@ def _weights_file(source: str) -> Path:
         file = Path(source.removeprefix(OPEN_CLIP).partition("/")[2])
         # A bare word is a tag, even where a file is called so.
         return file if len(file.parts) > 1 or file.suffix in SUFFIXES else Path()
-    return best_model_folder(source) / model_folder.WEIGHTS
+    return _folder_here(source) / model_folder.WEIGHTS
+
+
+def _folder_here(source: str | Path) -> Path:
+    """Where a source's model folder is, or would be; the hub is not asked, for a store does without its teachers."""
+    known = in_cache(str(source), weights=True) if is_hub_name(source) else None
+    return known or best_model_folder(source)
