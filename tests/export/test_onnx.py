@@ -132,7 +132,7 @@ def assert_tower_is_the_model(model, tower, folder):
     file = folder / f"{tower}.onnx"
     file.write_bytes(proto.SerializeToString())
     torch_engine = TorchEngine(model)
-    graphs = [OPENERS[engine](file, tower, "features", "fp32", keep=False) for engine in ENGINES]
+    graphs = [OPENERS[engine](file, tower, "features", "fp32") for engine in ENGINES]
     size = model.config.preprocess.image_size
     for rows in (slice(0, 1), slice(1, 4), slice(0, 7)):
         if tower == "image":

@@ -27,11 +27,14 @@ from cliplet.cli.show import show
 from cliplet.errors import INSTALL_TRAIN, ClipletError, ConfigError, nearest
 
 FAILED, INTERRUPTED = 1, 130
+# OpenVINO imports it with itself, does well without it, and then takes half as long to import.
+OPENVINO_CONVERTER = "openvino.tools.ovc"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status. Errors that a user can put right end in two lines, not a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
+    sys.modules.setdefault(OPENVINO_CONVERTER, None)  # type: ignore[arg-type]
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -56,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that may not be written to
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    finally:
+        if sys.modules.get(OPENVINO_CONVERTER, True) is None:
+            del sys.modules[OPENVINO_CONVERTER]
 
 
 def _show_warning(message: Warning | str, *place: Any) -> None:

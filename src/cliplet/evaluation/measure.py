@@ -77,9 +77,7 @@ def evaluate(
     )
     failed = {pictures[row]: error for row, error in failed.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", TextCutWarning
-        )  # `cliplet inspect` tells it of a data set
+        warnings.simplefilter("ignore", TextCutWarning)  # `cliplet inspect` tells it of a data set
         text_MD = encoder.encode_text(captions, progress=lambda done, _: tell(len(pictures) + done, total))
     if ranks and size > 1:
         image_ND, text_MD = _dealt(ranks.gather_arrays(image_ND)), _dealt(ranks.gather_arrays(text_MD))

@@ -121,7 +121,7 @@ class Bench:
         file = Path(self._folder.name) / f"{self._count}.onnx"
         file.write_bytes(proto.SerializeToString())
         try:
-            return OPENERS[candidate.engine](file, tower, output, candidate.precision, keep=False)
+            return OPENERS[candidate.engine](file, tower, output, candidate.precision)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{candidate} cannot run the graph of {tower}s: {reason}") from None

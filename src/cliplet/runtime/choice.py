@@ -133,7 +133,7 @@ def _first_right(
             failures.append(f"{candidate}: cosine {known:.5f} to PyTorch's features, {least:.5f} asked")
             continue
         try:
-            graph = OPENERS[candidate.engine](file, tower, output, candidate.precision)
+            graph = OPENERS[candidate.engine](file, tower, output, candidate.precision, keep=said.sha256[:16])
             if not isinstance(known, float):
                 whole = (
                     graph

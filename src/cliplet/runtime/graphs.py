@@ -28,16 +28,16 @@ class Graph(Protocol):
 
 
 class Open(Protocol):
-    """Opens one tower's file, for one of its outputs and a precision of what is not 8 bits. Where `keep`, what the
-    engine makes of it is kept for the next process."""
+    """Opens one tower's file, for one of its outputs and a precision of what is not 8 bits. What the engine makes of it
+    is kept for the next process under the name `keep`, where there is one."""
 
-    def __call__(self, file: Path, tower: Tower, output: str, precision: str, keep: bool = True) -> Graph: ...
+    def __call__(self, file: Path, tower: Tower, output: str, precision: str, keep: str = "") -> Graph: ...
 
 
 class OpenVinoGraph:
     """One tower in OpenVINO: as many streams as cores, a thread each."""
 
-    def __init__(self, file: Path, tower: Tower, output: str, precision: str, keep: bool = True):
+    def __init__(self, file: Path, tower: Tower, output: str, precision: str, keep: str = ""):
         """Compiles the graph, or takes what was compiled of it before on this machine. Raises whatever OpenVINO
         raises."""
         import openvino
@@ -52,7 +52,7 @@ class OpenVinoGraph:
             "INFERENCE_NUM_THREADS": cores(),
         }
         if keep:
-            self._settings["CACHE_DIR"] = str(cache_folder() / "openvino")
+            self._settings["CACHE_DIR"] = str(cache_folder() / "openvino" / keep)
         self._compiling = threading.Lock()
         self._compiled: dict[int, Any] = {}  # by pictures in one inference; texts are under 0, for any number
         self._requests = threading.local()
@@ -80,8 +80,9 @@ class OpenVinoGraph:
         """The compiled model for so many pictures. Of fixed shape it is a tenth faster than for any number."""
         with self._compiling:
             if batch not in self._compiled:
-                model = self._core.read_model(self._file)
+                model: Any = str(self._file)  # what was compiled of a file before is found without reading it again
                 if batch:
+                    model = self._core.read_model(self._file)
                     _, *rest = model.inputs[0].partial_shape
                     model.reshape({model.inputs[0]: [batch, *rest]})
                 self._compiled[batch] = self._core.compile_model(model, "CPU", self._settings)
@@ -91,7 +92,7 @@ class OpenVinoGraph:
 class OnnxRuntimeGraph:
     """One tower in onnxruntime: a thread a call."""
 
-    def __init__(self, file: Path, tower: Tower, output: str, precision: str, keep: bool = True):
+    def __init__(self, file: Path, tower: Tower, output: str, precision: str, keep: str = ""):
         """Opens the graph. Raises whatever onnxruntime raises."""
         import onnxruntime
 
