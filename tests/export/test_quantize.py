@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cliplet.export.dims import projection, reduced
-from cliplet.export.eight_bits import _numbers
+from cliplet.export.eight_bits import _doubling
 from cliplet.export.onnx import with_dims
 from cliplet.export.quantize import Range, calibrated, layers_of, quantized
 
@@ -123,8 +123,8 @@ def test_a_product_of_two_inputs_is_no_layer(random):
 
 
 def test_layers_are_put_back_in_ever_larger_steps():
-    assert list(_numbers(1)) == [1]
-    assert list(_numbers(9)) == [1, 2, 4, 8, 9]
+    assert list(_doubling(1)) == [1]
+    assert list(_doubling(9)) == [1, 2, 4, 8, 9]
 
 
 # -- fewer dimensions

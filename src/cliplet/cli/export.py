@@ -39,6 +39,8 @@ def export(words: list[str]) -> None:
         """Pictures to calibrate 8 bits on."""
         max_loss: float = 1.0
         """Points of R@1, in either direction, that 8 bits may cost; layers are put back to floats until it holds."""
+        min_cosine: float = 0.0
+        """Mean cosine to the original's features that 8 bits must keep as well; 0.999 where they are to be the same."""
         json: bool = False
         """Print JSON, which is what onnx/parity.json holds, instead of a table (docs/json.md)."""
 
@@ -59,7 +61,7 @@ def export(words: list[str]) -> None:
         raise ClipletError(f"exporting needs the package {error.name}, which is not installed", INSTALL_TRAIN) from None
     console = Console(stderr=True)
     data = _data(options) if options.data else None
-    wanted = ExportOptions(options.int8, dims, options.max_loss, options.calibration)
+    wanted = ExportOptions(options.int8, dims, options.max_loss, options.min_cosine, options.calibration)
     folder, made = run(options.model, options.out, wanted, data, partial(say, console))
     if options.json:
         print(made.to_json())

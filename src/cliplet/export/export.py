@@ -19,7 +19,7 @@ from cliplet.console import counted
 from cliplet.data.records import ImageText
 from cliplet.errors import ConfigError, ModelError
 from cliplet.export.dims import projection, reduced
-from cliplet.export.eight_bits import EightBits, fit
+from cliplet.export.eight_bits import Cost, EightBits, Fitting, fit
 from cliplet.export.judge import GATE_PICTURES, Bench, Features, Sample, cosines, of_records, scenes, torch_features
 from cliplet.export.onnx import OPSET, export_graphs, with_dims
 from cliplet.export.quantize import layers_of
@@ -46,6 +46,7 @@ class ExportOptions:
     int8: bool = False
     dims: tuple[int, ...] = ()  # smaller numbers of dimensions, offered beside the whole
     max_loss: float = 1.0  # points of R@1, in either direction and on any engine, that 8 bits may cost
+    min_cosine: float = 0.0  # mean, to PyTorch's features, on any engine, that 8 bits must keep in each tower
     calibration: int = 256  # pictures, each with two of its captions, from which ranges of 8 bits are taken
 
 
@@ -188,11 +189,13 @@ class _Exporter:
         eights: dict[Tower, EightBits] = {}
         for tower, share in SHARES.items():
 
-            def loss(graph: onnx.ModelProto, tower: Tower = tower, graphs: Graphs = graphs) -> float:
-                return max(yardstick.loss(before, {**graphs, tower: graph}, engine) for engine in engines)
+            def cost(graph: onnx.ModelProto, tower: Tower = tower, graphs: Graphs = graphs) -> Cost:
+                points = max(yardstick.loss(before, {**graphs, tower: graph}, engine) for engine in engines)
+                found = (self._cosines(graph, tower, engine, self.gate, self.expected).mean() for engine in engines)
+                return Cost(points, float(min(found)))
 
-            allowed = share * self.options.max_loss
-            fitted = fit(self.bench, floats[tower], tower, calibration, expected, loss, allowed, self.say)
+            allowed = Cost(share * self.options.max_loss, self.options.min_cosine)
+            fitted = fit(Fitting(self.bench, floats[tower], tower, calibration, expected, cost, allowed, self.say))
             eights[tower] = fitted
             graphs = {**graphs, tower: fitted.graph}
             self._step(f"{tower} tower in 8 bits, inputs of {fitted.int8} of {fitted.layers} layers", graphs, engines)

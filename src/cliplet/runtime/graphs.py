@@ -50,6 +50,9 @@ class OpenVinoGraph:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "NUM_STREAMS": cores(),
             "INFERENCE_NUM_THREADS": cores(),
+            # Inputs of layers whose weights alone are 8 bits are rounded to 8 bits too, so many numbers at a time. By
+            # itself OpenVINO takes 32, which costs a sixth of the speed and keeps 0.0002 of the cosine (MiniLM-L6).
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64,
         }
         if keep:
             self._settings["CACHE_DIR"] = str(cache_folder() / "openvino" / keep)
