@@ -8,6 +8,7 @@
 # make bench-distillation  what a teacher costs, how exact stored features are, their size; DATA=path/to/flickr8k
 # make bench-evaluation  exact ranks beside CLIP_benchmark's recall: speed, memory, equality
 # make bench-ablations  what the five systems claim, one change at a time; hours; DATA=path/to/flickr8k WEIGHTS=FILE
+# make bench-embedding  pictures and texts a second, start, memory, size of the installation; DATA=path/to/flickr8k
 # make bench-gpu   steps of three recipes on a GPU: speed, share of its peak, memory
 # Each sets up .venv first, once; nothing is installed again until pyproject.toml or constraints.txt change.
 
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint format bench bench-recipes bench-training bench-distillation bench-evaluation \
-  bench-ablations bench-gpu setup
+  bench-ablations bench-embedding bench-gpu setup
 
 demo: $(VENV)/.train
 	$(BIN)/cliplet demo
@@ -61,6 +62,10 @@ bench-ablations: $(VENV)/.dev
 	@test -n "$(DATA)" -a -n "$(WEIGHTS)" || \
 	  { echo "make bench-ablations DATA=path/to/flickr8k WEIGHTS=mobilenetv2_100.safetensors"; exit 1; }
 	$(BIN)/python benchmarks/ablations.py $(DATA) --weights $(WEIGHTS)
+
+bench-embedding: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "name a data set: make bench-embedding DATA=path/to/flickr8k"; exit 1; }
+	$(BIN)/python benchmarks/embedding.py --data $(DATA)
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py

@@ -269,7 +269,7 @@ def _write(folder: Path, source: str | Path, model: DualEncoder, made: Made, own
     """Puts the graphs into the folder, whole or not at all, and in the place of earlier ones. A new folder gets what a
     model folder has besides, but no weights."""
     if not own:
-        before = best_model_folder(source)
+        before = hub.fetched(str(source)) if hub.is_hub_name(source) else best_model_folder(source)
         local = model_folder.is_model_folder(before)
         model_folder.write(
             folder,
@@ -281,17 +281,21 @@ def _write(folder: Path, source: str | Path, model: DualEncoder, made: Made, own
             add=lambda fresh: _write_graphs(fresh / GRAPHS, made),
         )
         return
-    fresh = folder / f".{GRAPHS}.{os.getpid()}"
+    fresh, old = (folder / f".{GRAPHS}.{os.getpid()}.{what}" for what in ("writing", "old"))
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         _write_graphs(fresh, made)
-        shutil.rmtree(folder / GRAPHS, ignore_errors=True)
+        if (folder / GRAPHS).exists():
+            (folder / GRAPHS).rename(old)
         fresh.rename(folder / GRAPHS)
         flush(folder)
     except OSError as error:
+        if old.exists() and not (folder / GRAPHS).exists():
+            old.rename(folder / GRAPHS)
         raise ModelError(f"{folder / GRAPHS}: cannot be written: {error}") from None
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        for left in (fresh, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _read(file: Path) -> str:

@@ -58,7 +58,7 @@ class OpenVinoGraph:
             self._settings["CACHE_DIR"] = str(cache_folder() / "openvino" / keep)
         self._compiling = threading.Lock()
         self._compiled: dict[int, Any] = {}  # by pictures in one inference; texts are under 0, for any number
-        self._requests = threading.local()
+        self._free: dict[int, list[Any]] = {1: [], TOGETHER: [], 0: []}  # requests that nobody is using, likewise
         self._fixed = tower == "image"
         self._model_for(1 if self._fixed else 0)
 
@@ -72,12 +72,14 @@ class OpenVinoGraph:
         return np.concatenate(parts)
 
     def _infer(self, batch: int, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
-        requests = self._requests.__dict__
-        name = str(batch)
-        if name not in requests:
-            requests[name] = self._model_for(batch).create_infer_request()
-        requests[name].infer(dict(enumerate(inputs)))
-        return np.array(requests[name].get_tensor(self._output).data, dtype=np.float32)
+        try:
+            request = self._free[batch].pop()
+        except IndexError:
+            request = self._model_for(batch).create_infer_request()
+        request.infer(dict(enumerate(inputs)))
+        features = np.array(request.get_tensor(self._output).data, dtype=np.float32)
+        self._free[batch].append(request)
+        return features
 
     def _model_for(self, batch: int) -> Any:
         """The compiled model for so many pictures. Of fixed shape it is a tenth faster than for any number."""

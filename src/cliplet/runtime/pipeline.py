@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 from cliplet.runtime.cores import cores
@@ -27,12 +27,17 @@ def in_order(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """`work` of each item, done by as many threads as there are cores, in the order of the items.
 
     At most AHEAD items a thread are begun before their results are taken. An error of `work`, or of whoever reads the
-    results, ends the threads first.
+    results, ends the threads first. A single item is done without any.
     """
+    remaining = iter(items)
+    first = list(islice(remaining, 2))
+    if len(first) == 1:
+        yield work(first[0])
+        return
+    remaining = chain(first, remaining)
     workers = cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
     try:
-        remaining = iter(items)
         queue: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(remaining, AHEAD * workers))
         while queue:
             yield queue.popleft().result()
