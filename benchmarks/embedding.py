@@ -13,7 +13,7 @@ are from each other. `8 bits, 0.999` is exported with --min-cosine 0.999.
 
 `start`: whole processes of `cliplet embed --text`, from start to vector, and of `cliplet --help`.
 
-`memory`: 20,000 small pictures; what the process holds, from a tenth of them on.
+`memory`: 20,000 small pictures; what the process holds by a quarter of the time, and at the most.
 
 `install`: a virtual environment with cliplet and OpenVINO and nothing else: its size, and what of it imports torch.
 

@@ -126,6 +126,46 @@ def test_what_makes_no_sense(model_copy, words, message, capsys):
     assert not (model_copy / "onnx").exists()
 
 
+@pytest.mark.parametrize("place", ["itself", "another"])
+def test_a_model_with_weights_is_never_replaced_by_one_without(model_copy, saved_model, place, capsys):
+    source = model_copy if place == "itself" else saved_model
+    before = sorted(file.name for file in model_copy.iterdir())
+    assert main(["export", str(source), "--out", str(model_copy)]) == 1
+    assert "holds a model with its weights" in capsys.readouterr().err
+    assert sorted(file.name for file in model_copy.iterdir()) == before
+
+
+def test_a_list_without_splits_calibrates_on_what_is_not_measured(saved_model, tmp_path, capsys):
+    """Its val is a tenth; ranges and directions come from the rest, and R@1 of fewer dimensions is measured."""
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(60):
+        Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png\tpicture number {number}")
+    (tmp_path / "list.tsv").write_text("\n".join(lines))
+    seen = {}
+    for split in ("val", "all"):
+        words = ["--data", str(tmp_path / "list.tsv"), "--split", split, "--dims", "8", "--json"]
+        assert main(["export", str(saved_model), "--out", str(tmp_path / split), *words]) == 0
+        seen[split] = json.loads(capsys.readouterr().out)
+        assert set(seen[split]["dims_recalls"]) == {"16", "8"}
+    assert seen["all"]["measured_on"].endswith(": 30 pictures")
+    assert int(seen["val"]["measured_on"].rpartition(": ")[2].split()[0]) < 15
+
+
+def test_licences_come_along(model_copy, tmp_path):
+    (model_copy / "LICENSE").write_text("as you like")
+    assert main(["export", str(model_copy), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "LICENSE").read_text() == "as you like"
+
+
+def test_what_a_killed_export_left_is_mended(exported_copy):
+    (exported_copy / "onnx").rename(exported_copy / ".onnx.999999999.old")
+    (exported_copy / ".onnx.999999998.writing").mkdir()
+    assert main(["export", str(exported_copy)]) == 0
+    assert not list(exported_copy.glob(".onnx.*")) and (exported_copy / "onnx" / "text.onnx").is_file()
+
+
 def test_openclip_models_have_no_folder_of_their_own(capsys):
     assert main(["export", "open_clip:ViT-B-32/openai"]) == 1
     assert "--out FOLDER" in capsys.readouterr().err
@@ -139,7 +179,7 @@ def test_a_model_that_is_not_there(tmp_path, capsys):
 def test_a_full_disk_leaves_what_was_there(exported_copy, monkeypatch, capsys):
     import importlib
 
-    module = importlib.import_module("cliplet.export.export")
+    module = importlib.import_module("cliplet.export.writing")
     before = {file.name: file.read_bytes() for file in (exported_copy / "onnx").iterdir()}
 
     def full(file):

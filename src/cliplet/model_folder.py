@@ -117,6 +117,15 @@ def read_description(folder: str | Path) -> Description:
         raise ModelError(error.message, error.hint) from None
 
 
+def refuse_other_tokenizer(folder: str | Path, description: Description, tokenizer: Tokenizer) -> None:
+    """Raises ModelError where tokenizer.json is another model's."""
+    if description.tokenizer_entries not in (None, tokenizer.vocab_size):
+        raise ModelError(
+            f"{folder}: its tokenizer.json is another model's: it has {tokenizer.vocab_size:,} entries, but was "
+            f"saved with {description.tokenizer_entries:,}"
+        )
+
+
 def summarize(folder: str | Path) -> dict[str, Any]:
     """What `cliplet inspect` shows: `model` (ModelConfig), `parameters`, `bytes` of weights, `metrics`.
 
@@ -212,7 +221,7 @@ def recover(folder: str | Path) -> None:
             raise ModelError(f"{folder}: cannot be put back from {latest.name}: {error}") from None
         flush(folder.parent)
     for path, process in left.items():
-        if not _is_alive(process):
+        if not is_alive(process):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -221,7 +230,7 @@ def _is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (CONFIG, WEIGHTS, TOKENIZER))
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """Whether a process other than this one has that number."""
     if process == os.getpid():
         return False

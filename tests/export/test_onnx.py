@@ -211,7 +211,7 @@ def test_an_operator_that_onnx_has_not(tiny_model, tmp_path):
 
 
 def test_a_graph_that_is_not_the_model_is_refused_and_the_earlier_export_stays(exported_copy, monkeypatch):
-    module = importlib.import_module("cliplet.export.export")  # the package has a function of that name
+    module = importlib.import_module("cliplet.export.run")
     before = {file.name: file.read_bytes() for file in (exported_copy / "onnx").iterdir()}
 
     def wrong(model):

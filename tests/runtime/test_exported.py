@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cliplet.models import DualEncoder
 from cliplet.runtime import choice
 from cliplet.runtime.choice import Candidate
 from cliplet.runtime.cores import cores
+from cliplet.runtime.exported import configuration_hash
 from cliplet.runtime.graphs import OPENERS, OnnxRuntimeGraph
 from cliplet.runtime.state import State
 
@@ -178,6 +180,57 @@ def test_a_description_that_is_no_json(exported_copy):
         cliplet.load(exported_copy)
 
 
+def test_weights_that_were_changed(exported_copy, tiny_model):
+    """The graphs are the old model: nobody is to take them for the new one."""
+    import safetensors.torch
+
+    weights = safetensors.torch.load_file(exported_copy / "model.safetensors")
+    safetensors.torch.save_file(
+        {name: tensor * 2 for name, tensor in weights.items()}, exported_copy / "model.safetensors"
+    )
+    with pytest.raises(ModelError, match=r"model\.safetensors: was changed since the export"):
+        cliplet.load(exported_copy)
+
+
+def test_a_tokenizer_of_another_model(exported_copy, bert_model):
+    bert_model.tokenizer.save(exported_copy / "tokenizer.json")
+    with pytest.raises(ModelError, match=r"its tokenizer\.json is another model's"):
+        cliplet.load(exported_copy, engine="onnxruntime")
+
+
+def test_an_open_model_does_not_read_its_files_again(exported_copy):
+    encoder = cliplet.load(exported_copy, engine="openvino")
+    picture = np.zeros((9, 9, 3), np.uint8)
+    encoder.encode_image([picture])
+    encoder.encode_text(TEXTS)
+    shutil.rmtree(exported_copy)
+    assert encoder.encode_image([picture] * 9).shape == (9, 16)
+    assert encoder.encode_text(["boat"]).shape == (1, 16)
+
+
+def test_a_graph_that_is_changed_while_the_model_is_open(exported_copy):
+    encoder = cliplet.load(exported_copy, engine="onnxruntime")
+    (exported_copy / "onnx" / "image.onnx").write_bytes(b"other")
+    with pytest.raises(ModelError, match="was changed since the export"):
+        encoder.encode_image([np.zeros((9, 9, 3), np.uint8)])
+
+
+def test_settings_of_later_versions_change_no_hash(tiny_config):
+    """A default that is written out is no change."""
+    again = type(tiny_config).model_validate(tiny_config.model_dump())
+    assert configuration_hash(again) == configuration_hash(tiny_config)
+    other = tiny_config.model_copy(update={"embed_dim": 17})
+    assert configuration_hash(other) != configuration_hash(tiny_config)
+
+
+def test_a_package_of_another_name_may_hold_the_engine(exported_model, monkeypatch):
+    def nothing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(choice, "version", nothing)
+    assert cliplet.load(exported_model, engine="onnxruntime").encode_text(TEXTS).shape == (3, 16)
+
+
 def test_a_probe_that_is_damaged(exported_copy):
     (exported_copy / "onnx" / "probe.npz").write_bytes(b"PK no more")
     with pytest.raises(ModelError, match=r"probe\.npz: cannot be read"):
@@ -248,12 +301,15 @@ def test_an_engine_found_wrong_stays_so(exported_model, monkeypatch):
     assert not opened
 
 
-def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(exported_model, monkeypatch, tmp_path):
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(exported_model, monkeypatch, tmp_path, engine):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CLIPLET_CACHE", str(tmp_path / "file"))
     assert State("a").read() is None
     State("a").write(1)
-    assert cliplet.load(exported_model, engine="onnxruntime").encode_text(TEXTS).shape == (3, 16)
+    encoder = cliplet.load(exported_model, engine=engine)
+    assert encoder.encode_text(TEXTS).shape == (3, 16)
+    assert encoder.encode_image([np.zeros((9, 9, 3), np.uint8)]).shape == (1, 16)
 
 
 def test_bf16_is_taken_where_it_is_as_good_and_otherwise_for_the_asking(exported_model, monkeypatch):
@@ -268,7 +324,9 @@ def test_bf16_is_taken_where_it_is_as_good_and_otherwise_for_the_asking(exported
     assert cliplet.load(exported_model, precision="fp32").engine.describe("text") == "openvino in fp32"
 
 
-def test_bf16_where_the_processor_has_none(exported_model):
+def test_bf16_where_there_is_none(exported_model):
+    with pytest.raises(ModelError, match="onnxruntime computes in fp32 here"):
+        cliplet.load(exported_model, engine="onnxruntime", precision="bf16")
     with pytest.raises(ModelError, match="openvino does not compute in bf16 on this processor"):
         cliplet.load(exported_model, precision="bf16")
 

@@ -85,18 +85,19 @@ def _dims(text: str) -> tuple[int, ...]:
 
 
 def _data(options: Any) -> "Data":
-    """What to measure on, and other pictures to calibrate on."""
+    """What to measure on, and other pictures to learn ranges and directions from."""
     from cliplet.data.readers import read_source
     from cliplet.export import Data
 
     source = read_source(options.data, options.images)
     records = source.select(options.split)
-    measured = records[: options.samples]
-    training = "train" if "train" in source.splits and options.split != "train" else ""
-    rest = source.select("train") if training else records[options.samples :]
-    if options.int8 and len(rest) < options.calibration:
-        if len(records) < 2:
-            raise ConfigError(f"{options.data}: one picture cannot both calibrate and measure")
-        half = max(1, len(records) // 2)
-        measured, rest = records[: min(half, options.samples)], records[half:]
+    measured, rest = records[: options.samples], records[options.samples :]
+    named = options.split.split("+")
+    if options.split != "all" and "train" not in named and (source.makes_splits or "train" in source.splits):
+        rest = source.select("train")
+    if len(rest) < min(options.calibration, len(measured)):
+        half = len(records) // 2
+        if not half:
+            raise ConfigError(f"{options.data}: one picture cannot both calibrate and measure", "Name more pictures.")
+        measured, rest = records[:half][: options.samples], records[half:]
     return Data(measured, rest, f"{options.data}, split {options.split}")

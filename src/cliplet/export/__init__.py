@@ -1,5 +1,5 @@
 """A model as graphs that run without PyTorch: exported, made small, and held against the model at every step."""
 
-from cliplet.export.export import Data, ExportOptions, export
+from cliplet.export.run import Data, ExportOptions, export
 
 __all__ = ["Data", "ExportOptions", "export"]

@@ -72,7 +72,7 @@ def fit(task: Fitting) -> EightBits:
         graph = quantized(task.graph, set(may) - set(order[:back]), ranges)
         found = task.cost(graph)
         task.say(f"{task.tower}: inputs of {len(may) - back} of {len(layers)} layers in 8 bits: {found}")
-        fits = found.points <= task.allowed.points and found.cosine >= task.allowed.cosine
+        fits = round(found.points, 6) <= task.allowed.points and found.cosine >= task.allowed.cosine
         return graph if fits else None
 
     graph, back = tried(0), 0

@@ -5,6 +5,7 @@ N pictures, M sentences, D embed_dim.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,7 +21,7 @@ from cliplet.data.scene_captions import describe
 from cliplet.data.scenes import draw_scene, sample_scene
 from cliplet.errors import DataError, ImageError, ModelError
 from cliplet.models import DualEncoder
-from cliplet.runtime.choice import Candidate
+from cliplet.runtime.choice import Candidate, reason_of
 from cliplet.runtime.encoder import Encoder
 from cliplet.runtime.engines import TorchEngine
 from cliplet.runtime.exported import Tower
@@ -116,15 +117,17 @@ class Bench:
         self._folder.cleanup()
 
     def open(self, proto: onnx.ModelProto, tower: Tower, candidate: Candidate, output: str = "features") -> Graph:
-        """A graph on an engine. Raises ModelError where that engine cannot run it."""
+        """A graph on an engine. Raises ModelError where that engine cannot run it, or the disk is full."""
         self._count += 1
         file = Path(self._folder.name) / f"{self._count}.onnx"
-        file.write_bytes(proto.SerializeToString())
         try:
+            file.write_bytes(proto.SerializeToString())
             return OPENERS[candidate.engine](file, tower, output, candidate.precision)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{candidate} cannot run the graph of {tower}s: {reason}") from None
+            raise ModelError(f"{candidate} cannot run the graph of {tower}s: {reason_of(error)}") from None
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps what is open; then it goes with the folder
+                file.unlink(missing_ok=True)
 
     def encoder(self, graph: Graph) -> Encoder:
         """A graph of either tower behind the interface that evaluation knows."""

@@ -120,7 +120,7 @@ def _scale(span: Range, signed: bool) -> tuple[float, int, int, int]:
 
 def quantized(model: onnx.ModelProto, in_8_bits: Iterable[str], ranges: Mapping[str, Range]) -> onnx.ModelProto:
     """The graph with weights in 8 bits, and with inputs in 8 bits for the layers of those names. What else is large and
-    constant is kept in 16-bit floats."""
+    constant is kept in 16-bit floats, weights of depthwise convolutions too."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph, chosen = result.graph, set(in_8_bits)
@@ -132,7 +132,8 @@ def quantized(model: onnx.ModelProto, in_8_bits: Iterable[str], ranges: Mapping[
         if layer is not None:
             if layer.name in chosen:
                 node.input[0] = rewriter.rounded(layer.inputs, ranges[layer.inputs], signed=layer.kind != "Conv")
-            node.input[1] = rewriter.weights(layer.weights, layer.axis)
+            if not layer.depthwise:  # of few weights, each of which matters: they become 16-bit floats
+                node.input[1] = rewriter.weights(layer.weights, layer.axis)
         if node.op_type == "Gather" and rewriter.is_table(node.input[0]) and _axis(node) == 0:
             rewriter.rows(node)
         else:

@@ -81,11 +81,7 @@ class DualEncoder(nn.Module):
         description = model_folder.read_description(folder)
         config = description.model
         tokenizer = Tokenizer.from_file(Path(folder) / model_folder.TOKENIZER, config.text.context_length)
-        if description.tokenizer_entries not in (None, tokenizer.vocab_size):
-            raise ModelError(
-                f"{folder}: its tokenizer.json is another model's: it has {tokenizer.vocab_size:,} entries, but was "
-                f"saved with {description.tokenizer_entries:,}"
-            )
+        model_folder.refuse_other_tokenizer(folder, description, tokenizer)
         if not (Path(folder) / model_folder.WEIGHTS).is_file():
             raise ModelError(
                 f"{folder}: holds exported graphs and no weights, which PyTorch needs",

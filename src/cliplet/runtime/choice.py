@@ -7,10 +7,11 @@ is remembered for this machine, engine, version and file.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from cliplet.config import ModelConfig
 from cliplet.errors import INSTALL_OPENVINO, INSTALL_TRAIN, ConfigError, ModelError, nearest
 from cliplet.model_folder import GRAPHS, WEIGHTS
 from cliplet.runtime.engines import Engine, TorchEngine, TorchTower
-from cliplet.runtime.exported import Export, Probe, Tower, read_export
+from cliplet.runtime.exported import Export, Probe, Tower, check_file, read_export
 from cliplet.runtime.graphs import OPENERS, Graph, GraphEngine
 from cliplet.runtime.state import State
 
@@ -32,6 +33,8 @@ INSTALL = {
     "torch": INSTALL_TRAIN,
 }
 
+NVIDIA_DEVICE = Path("/dev/nvidia0")
+CHECKED = 2  # what is remembered is of this way to check and of these settings of the engines
 CLOSE = 0.9999  # cosine to PyTorch's features at which two engines are the same
 CLOSE_BF16 = 0.99995  # it rounds each picture otherwise, so the probe's must pass by a margin
 ROUGH = 0.999  # of bf16 for those who ask for it
@@ -46,7 +49,7 @@ class Candidate(NamedTuple):
     precision: str  # of what is not 8 bits
 
     def __str__(self) -> str:
-        return f"{self.engine} {version(self.engine)} in {self.precision}"
+        return f"{self.engine} {version_of(self.engine)} in {self.precision}"
 
 
 def refuse_unknown(engine: str, precision: str) -> None:
@@ -66,14 +69,15 @@ def graph_engine(
     exported. Whether an engine computes rightly is looked at when a tower is first used, and raises ModelError then.
     """
     export = read_export(folder, config)
-    if dims and dims not in (*export.dims, export.embed_dim):
+    if dims is not None and dims not in (*export.dims, export.embed_dim):
         offered = ", ".join(map(str, (export.embed_dim, *export.dims)))
         raise ModelError(
             f"{folder}: has no features of {dims} dimensions; there are {offered}", "Export with --dims again."
         )
-    torch_may = is_installed("torch") and (folder / WEIGHTS).is_file()
-    if engine == "auto" and torch_may and not dims and precision != "bf16" and has_nvidia_gpu():
-        return TorchEngine.open(folder, precision)
+    torch_may = engine == "auto" and not dims and is_installed("torch") and (folder / WEIGHTS).is_file()
+    # An 8-bit model's vectors are its own: they are not PyTorch's.
+    if torch_may and export.precision == "fp32" and (on_gpu := _torch_on_gpu(folder, precision)):
+        return on_gpu
     candidates = _candidates(engine, precision)
     if not candidates:
         name = "openvino" if precision == "bf16" else engine
@@ -81,6 +85,8 @@ def graph_engine(
             raise ModelError(f"{folder}: nothing is installed that runs it", INSTALL["onnxruntime"])
         if not is_installed(name):
             raise ModelError(f"the engine {name} is not installed", INSTALL[name])
+        if engine == "onnxruntime":
+            raise ModelError("onnxruntime computes in fp32 here, not in bf16", "Take openvino for bf16.")
         raise ModelError(f"{name} does not compute in bf16 on this processor", "Leave the precision to auto.")
     output = f"features_{dims}" if dims and dims != export.embed_dim else "features"
 
@@ -88,7 +94,7 @@ def graph_engine(
         try:
             return _first_right(folder, export, tower, output, candidates, asked_for_bf16=precision == "bf16")
         except _NoneIsRight:
-            if engine != "auto" or not torch_may or dims:
+            if not torch_may or export.precision != "fp32":
                 raise
             return TorchTower(TorchEngine.open(folder), tower)
 
@@ -124,10 +130,11 @@ def _first_right(
     """The tower on the first engine that opens it and is right. Raises ModelError where none is."""
     said = export.graphs[tower]
     file = folder / GRAPHS / said.file
+    check_file(file, said.sha256)  # it may be long since the model was opened
     failures = []
     for candidate in candidates:
         least = _least_cosine(export, tower, candidate, asked_for_bf16)
-        remembered = State(f"check {said.sha256} {candidate} {processor()}")
+        remembered = State(f"check {CHECKED} {said.sha256} {candidate} {processor()}")
         known = remembered.read()
         if isinstance(known, float) and known < least:
             failures.append(f"{candidate}: cosine {known:.5f} to PyTorch's features, {least:.5f} asked")
@@ -145,14 +152,14 @@ def _first_right(
         except ModelError:
             raise
         except Exception as error:  # an operator that it lacks, a file that it cannot read: each says so in its own way
-            failures.append(f"{candidate}: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
+            failures.append(f"{candidate}: {reason_of(error)}")
             continue
         if known >= least:
             return graph
         failures.append(f"{candidate}: cosine {known:.5f} to PyTorch's features, {least:.5f} asked")
     raise _NoneIsRight(
         f"{file}: no engine computes it rightly on this processor:\n" + "\n".join(f"  {one}" for one in failures),
-        "Run it with engine torch, where PyTorch is installed, or export the model without --int8.",
+        "Export the model without --int8." if export.precision == "int8" else "Run it with engine torch.",
     )
 
 
@@ -171,8 +178,24 @@ def _least_cosine(export: Export, tower: Tower, candidate: Candidate, asked_for_
 def probe_cosine(graph: Graph, probe: Probe, tower: Tower) -> float:
     """The least cosine between a graph's features of the probe and PyTorch's; -1 where they are no numbers."""
     inputs = (probe.pixels_PSS3,) if tower == "image" else (probe.input_ids_TL, probe.attention_mask_TL)
-    cosines = (graph(*inputs) * probe.features[tower]).sum(axis=1)
+    # One by itself and the rest together, for which engines have kernels of their own.
+    features = np.concatenate([graph(*(rows[part] for rows in inputs)) for part in (slice(0, 1), slice(1, None))])
+    cosines = (features * probe.features[tower]).sum(axis=1)
     return float(cosines.min()) if np.isfinite(cosines).all() else -1.0
+
+
+def reason_of(error: Exception) -> str:
+    """What an engine's error says, in a line: OpenVINO's first ones name places in its own source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith(("Exception from", "Check "))), type(error).__name__)
+
+
+def version_of(engine: str) -> str:
+    """An engine's version; packages of other names (onnxruntime-gpu) may hold it."""
+    try:
+        return version(engine)
+    except PackageNotFoundError:
+        return str(getattr(importlib.import_module(engine), "__version__", "?"))
 
 
 def is_installed(package: str) -> bool:
@@ -196,7 +219,7 @@ def processor() -> str:
 @cache
 def computes_in_bf16() -> bool:
     """Whether OpenVINO says that this processor multiplies bf16 by itself."""
-    remembered = State(f"bf16 {version('openvino')} {processor()}")
+    remembered = State(f"bf16 {version_of('openvino')} {processor()}")
     known = remembered.read()
     if not isinstance(known, bool):
         import openvino
@@ -206,6 +229,14 @@ def computes_in_bf16() -> bool:
     return known
 
 
-def has_nvidia_gpu() -> bool:
-    """Whether there is a GPU for PyTorch, by its driver's device: importing PyTorch to ask takes seconds."""
-    return Path("/dev/nvidia0").exists()
+def _torch_on_gpu(folder: Path, precision: str) -> TorchEngine | None:
+    """The model on PyTorch, where that has a GPU to itself. Its driver's device is looked for first, for importing
+    PyTorch to ask takes seconds."""
+    if not NVIDIA_DEVICE.exists():
+        return None
+    try:
+        import torch
+
+        return TorchEngine.open(folder, precision) if torch.cuda.is_available() else None
+    except (ImportError, ModelError):  # a PyTorch without the other packages that training needs
+        return None

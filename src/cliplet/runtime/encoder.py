@@ -71,11 +71,12 @@ def load(
     description = model_folder.read_description(folder)
     config = description.model
     tokenizer = Tokenizer.from_file(folder / model_folder.TOKENIZER, config.text.context_length)
+    model_folder.refuse_other_tokenizer(folder, description, tokenizer)
     opened: Engine
     if engine != "torch" and is_exported(folder):
         opened = graph_engine(folder, config, engine, precision, dims)
     elif engine in ("auto", "torch"):
-        if dims:
+        if dims not in (None, config.embed_dim):
             raise ModelError(f"{folder}: only exported graphs give fewer dimensions", "Load it without dims.")
         opened = TorchEngine.open(folder, precision)
     else:

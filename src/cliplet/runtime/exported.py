@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from cliplet.config import ModelConfig
 from cliplet.errors import ModelError
 from cliplet.files import file_sha256
-from cliplet.model_folder import GRAPHS, PARITY
+from cliplet.model_folder import GRAPHS, PARITY, WEIGHTS
 from cliplet.results import Result, Strict
 from cliplet.runtime.state import State
 
@@ -52,7 +52,7 @@ class Graph(Strict):
     int8: int
     """Those of them that compute in 8 bits."""
     kept: tuple[str, ...]
-    """Those that could and do not, because it costs too much."""
+    """Those that could and do not, because it costs too much. OpenVINO rounds what goes into them as it goes."""
 
 
 class Step(Strict):
@@ -67,7 +67,7 @@ class Step(Strict):
     text_cosine: float
     """Mean over sentences, likewise."""
     recalls: dict[str, float]
-    """R@1 by direction and engine, as `image_to_text_R@1 openvino`; empty where no data was given."""
+    """R@1 by direction and engine, as `image_to_text_R@1 openvino fp32`; empty where no data was given."""
 
 
 class Export(Result):
@@ -83,6 +83,8 @@ class Export(Result):
     """Of ONNX."""
     configuration: str
     """SHA-256 of the model's configuration, part of which is inside the graphs."""
+    weights: str
+    """SHA-256 of the model.safetensors that was exported; empty where there was none."""
     logit_scale: float | None
     """What the model multiplies cosines by; null where it depends on the batch."""
     embed_dim: int
@@ -107,8 +109,10 @@ def is_exported(folder: str | Path) -> bool:
 
 
 def configuration_hash(config: ModelConfig) -> str:
-    """Of all that a model's configuration says: graphs have the size, mean and deviation of pictures inside."""
-    return hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    """Of all that a model's configuration says: graphs have the size, mean and deviation of pictures inside. What is
+    as by itself is left out, so that settings of later versions change nothing."""
+    said = config.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_export(folder: str | Path, config: ModelConfig) -> Export:
@@ -144,13 +148,16 @@ def read_export(folder: str | Path, config: ModelConfig) -> Export:
             EXPORT_AGAIN,
         )
     for graph in export.graphs.values():
-        _check(folder / GRAPHS / graph.file, graph)
+        if Path(graph.file).name != graph.file:
+            raise ModelError(f"{folder / GRAPHS / graph.file}: lies outside of the folder", EXPORT_AGAIN)
+        check_file(folder / GRAPHS / graph.file, graph.sha256)
+    if export.weights and (folder / WEIGHTS).is_file():
+        check_file(folder / WEIGHTS, export.weights)
     return export
 
 
-def _check(file: Path, graph: Graph) -> None:
-    if Path(graph.file).name != graph.file:
-        raise ModelError(f"{file}: lies outside of the folder", EXPORT_AGAIN)
+def check_file(file: Path, sha256: str) -> None:
+    """Raises ModelError for a file that is not what it was at the export."""
     try:
         status = file.stat()
         seen = State(f"file {file.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}")
@@ -160,7 +167,7 @@ def _check(file: Path, graph: Graph) -> None:
             seen.write(found)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}", EXPORT_AGAIN) from None
-    if found != graph.sha256:
+    if found != sha256:
         raise ModelError(f"{file}: was changed since the export: its hash is another", EXPORT_AGAIN)
 
 

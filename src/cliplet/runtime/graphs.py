@@ -5,6 +5,7 @@ Shapes: B pictures, C captions, L tokens, D features asked for, S image_size.
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -53,14 +54,16 @@ class OpenVinoGraph:
             # Inputs of layers whose weights alone are 8 bits are rounded to 8 bits too, so many numbers at a time. By
             # itself OpenVINO takes 32, which costs a sixth of the speed and keeps 0.0002 of the cosine (MiniLM-L6).
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64,
+            # What is prepared for a shape of texts is kept for so many shapes; by itself for 5,000, and memory grew for
+            # thousands of calls.
+            "CPU_RUNTIME_CACHE_CAPACITY": 64,
         }
-        if keep:
-            self._settings["CACHE_DIR"] = str(cache_folder() / "openvino" / keep)
-        self._compiling = threading.Lock()
-        self._compiled: dict[int, Any] = {}  # by pictures in one inference; texts are under 0, for any number
-        self._free: dict[int, list[Any]] = {1: [], TOGETHER: [], 0: []}  # requests that nobody is using, likewise
+        if keep and (folder := _writable(cache_folder() / "openvino" / keep)):
+            self._settings["CACHE_DIR"] = str(folder)
         self._fixed = tower == "image"
-        self._model_for(1 if self._fixed else 0)
+        # By pictures in one inference; texts are under 0, for any number. All at once: the file may be another later.
+        self._compiled = {batch: self._compile(batch) for batch in ((1, TOGETHER) if self._fixed else (0,))}
+        self._free: dict[int, list[Any]] = {batch: [] for batch in self._compiled}  # requests that nobody is using
 
     def __call__(self, *inputs: np.ndarray) -> np.ndarray:
         if not self._fixed:
@@ -75,23 +78,30 @@ class OpenVinoGraph:
         try:
             request = self._free[batch].pop()
         except IndexError:
-            request = self._model_for(batch).create_infer_request()
+            request = self._compiled[batch].create_infer_request()
         request.infer(dict(enumerate(inputs)))
         features = np.array(request.get_tensor(self._output).data, dtype=np.float32)
         self._free[batch].append(request)
         return features
 
-    def _model_for(self, batch: int) -> Any:
-        """The compiled model for so many pictures. Of fixed shape it is a tenth faster than for any number."""
-        with self._compiling:
-            if batch not in self._compiled:
-                model: Any = str(self._file)  # what was compiled of a file before is found without reading it again
-                if batch:
-                    model = self._core.read_model(self._file)
-                    _, *rest = model.inputs[0].partial_shape
-                    model.reshape({model.inputs[0]: [batch, *rest]})
-                self._compiled[batch] = self._core.compile_model(model, "CPU", self._settings)
-            return self._compiled[batch]
+    def _compile(self, batch: int) -> Any:
+        """The graph for so many pictures. Of fixed shape it is a tenth faster than for any number."""
+        if not batch:
+            return self._core.compile_model(str(self._file), "CPU", self._settings)  # found without reading it again
+        model = self._core.read_model(self._file)
+        _, *rest = model.inputs[0].partial_shape
+        model.reshape({model.inputs[0]: [batch, *rest]})
+        return self._core.compile_model(model, "CPU", self._settings)
+
+
+def _writable(folder: Path) -> Path | None:
+    """The folder, made; None where it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return None
 
 
 class OnnxRuntimeGraph:

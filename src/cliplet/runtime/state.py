@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 from typing import Any
 
 from cliplet.files import cache_folder
@@ -28,7 +29,7 @@ class State:
 
     def write(self, value: Any) -> None:
         """Keeps the value, whole or not at all."""
-        beside = self._file.with_suffix(f".{os.getpid()}")
+        beside = self._file.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             beside.write_text(json.dumps(value), encoding="utf-8")

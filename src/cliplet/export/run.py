@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +14,23 @@ import onnx
 from cliplet import __version__, hub, model_folder
 from cliplet.console import counted
 from cliplet.data.records import ImageText
-from cliplet.errors import ConfigError, ModelError
+from cliplet.errors import ConfigError, DataError, ModelError
 from cliplet.export.dims import projection, reduced
-from cliplet.export.eight_bits import Cost, EightBits, Fitting, fit
+from cliplet.export.eight_bits import REFERENCE, Cost, EightBits, Fitting, fit
 from cliplet.export.judge import GATE_PICTURES, Bench, Features, Sample, cosines, of_records, scenes, torch_features
 from cliplet.export.onnx import OPSET, export_graphs, with_dims
 from cliplet.export.quantize import layers_of
+from cliplet.export.writing import Made, write
 from cliplet.export.yardstick import Graphs, Yardstick
-from cliplet.files import flush
-from cliplet.model_card import imported_card
-from cliplet.model_folder import GRAPHS, PARITY
-from cliplet.models import DualEncoder
-from cliplet.models.pretrained import open_model
+from cliplet.files import file_sha256
+from cliplet.models.pretrained import folder_with_weights, open_model
 from cliplet.runtime.choice import CLOSE, Candidate, auto_candidates
 from cliplet.runtime.engines import OPEN_CLIP, TorchEngine, best_model_folder
-from cliplet.runtime.exported import PROBE, TOWERS, Export, Graph, Step, Tower, configuration_hash
+from cliplet.runtime.exported import TOWERS, Export, Graph, Step, Tower, configuration_hash
 
-REFERENCE = Candidate("onnxruntime", "fp32")  # what the gate runs: it is installed everywhere
 SHARES: dict[Tower, float] = {"image": 0.5, "text": 1.0}  # of the allowed loss, by when each tower is done
+MORE_DATA = "Name a data set with a training split, or with more pictures than --samples."
+CLOSE_DIMS = 0.999  # engines multiply in bf16, and few dimensions show it more
 DIMS_PICTURES = 1000  # from which the directions of fewer dimensions are learnt
 Say = Callable[[str], None]
 
@@ -82,23 +78,21 @@ def export(
         raise ConfigError(f"{source}: has no folder of its own to export into", "Name a new one: --out FOLDER.")
     if out is not None:
         model_folder.refuse_occupied(out)
+        if (Path(out) / model_folder.WEIGHTS).exists():
+            raise ModelError(
+                f"{out}: holds a model with its weights, and an exported folder has none",
+                "Name a new folder, or leave --out away to put the graphs beside the weights of MODEL.",
+            )
     model = open_model(source)
     width = model.config.embed_dim
     if any(not 0 < size < width for size in options.dims):
         raise ConfigError(f"--dims must be between 1 and {width - 1}, got {', '.join(map(str, options.dims))}")
     folder = Path(out) if out is not None else best_model_folder(source)
+    weights = folder_with_weights(source) / model_folder.WEIGHTS if out is None else None
     with Bench(model) as bench:
-        made = _Exporter(bench, options, data, say).run()
-    _write(folder, source, model, made, own=out is None)
+        made = _Exporter(bench, options, data, say).run(file_sha256(weights) if weights else "")
+    write(folder, source, model, made, own=out is None)
     return folder, made.export
-
-
-class Made(NamedTuple):
-    """All that an export writes."""
-
-    graphs: dict[Tower, bytes]
-    probe: dict[str, np.ndarray]
-    export: Export
 
 
 class _Exporter:
@@ -113,7 +107,8 @@ class _Exporter:
         self.expected = torch_features(self.model, self.gate)
         self.yardstick = Yardstick(bench, data.measured) if data else None
 
-    def run(self) -> Made:
+    def run(self, weights: str) -> Made:
+        """All of it; `weights` is the hash of the file that the graphs will lie beside."""
         graphs: Graphs = export_graphs(self.model)
         for tower in TOWERS:
             self._refuse_other(graphs, tower)
@@ -131,9 +126,10 @@ class _Exporter:
             precision="int8" if self.options.int8 else "fp32",
             opset=OPSET,
             configuration=configuration_hash(config),
+            weights=weights,
             logit_scale=TorchEngine(self.model).logit_scale,
             embed_dim=config.embed_dim,
-            dims=self.options.dims,
+            dims=tuple(self.options.dims),
             parameters=self.model.count_parameters(),
             graphs={tower: one for tower, (one, _) in described.items()},
             measured_on=self._measured_on(),
@@ -211,6 +207,8 @@ class _Exporter:
         engine = auto_candidates("int8" if self.options.int8 else "fp32")[0]
         learnt = Yardstick(self.bench, self.data.calibration[:DIMS_PICTURES]).features(graphs, engine)
         readable = np.isfinite(learnt.image_ND).all(axis=1)
+        if readable.sum() < 2:
+            raise DataError("fewer dimensions need pictures other than those that R@1 is measured on", MORE_DATA)
         projection_DK = projection(learnt.image_ND[readable], learnt.text_MD, largest)
         whole = self.yardstick.features(graphs, engine)
         found = {str(width): self.yardstick.recalls(whole)}
@@ -219,7 +217,23 @@ class _Exporter:
             found[str(size)] = self.yardstick.recalls(Features(*rows))
             values = " / ".join(f"{value:.2f}" for value in found[str(size)].values())
             self.say(f"{size} of {width} dimensions: R@1 {values}")
-        return {tower: with_dims(graphs[tower], self.options.dims, projection_DK) for tower in TOWERS}, found
+        smaller = {tower: with_dims(graphs[tower], self.options.dims, projection_DK) for tower in TOWERS}
+        self._refuse_other_dims(smaller, engine, projection_DK)
+        return smaller, found
+
+    def _refuse_other_dims(self, graphs: Graphs, engine: Candidate, projection_DK: np.ndarray) -> None:
+        """Raises ModelError where an output of fewer dimensions is not what was measured."""
+        inputs: dict[Tower, tuple[np.ndarray, ...]] = {
+            "image": (self.probe.pixels_NSS3,),
+            "text": self.model.tokenizer(self.probe.texts),
+        }
+        for tower, rows in inputs.items():
+            whole = self.bench.open(graphs[tower], tower, engine)(*rows)
+            for size in self.options.dims:
+                cut = self.bench.open(graphs[tower], tower, engine, f"features_{size}")(*rows)
+                least = (cut * reduced(whole, projection_DK, size)).sum(axis=1).min()
+                if not least >= CLOSE_DIMS:
+                    raise ModelError(f"{engine} gives other {tower} features of {size} dimensions: cosine {least:.5f}")
 
     def _described(self, graphs: Graphs, eights: dict[Tower, EightBits]) -> dict[Tower, tuple[Graph, bytes]]:
         """What parity.json says of each graph, and the graph's file."""
@@ -263,56 +277,3 @@ class _Exporter:
         if self.data is None:
             return f"{counted(len(self.probe.pixels_NSS3), 'rendered scene')}"
         return f"{self.data.name}: {counted(len(self.data.measured), 'picture')}"
-
-
-def _write(folder: Path, source: str | Path, model: DualEncoder, made: Made, own: bool) -> None:
-    """Puts the graphs into the folder, whole or not at all, and in the place of earlier ones. A new folder gets what a
-    model folder has besides, but no weights."""
-    if not own:
-        before = hub.fetched(str(source)) if hub.is_hub_name(source) else best_model_folder(source)
-        local = model_folder.is_model_folder(before)
-        model_folder.write(
-            folder,
-            model.description(),
-            None,
-            model.tokenizer,
-            card=_read(before / model_folder.CARD) if local else _card(model, folder, source),
-            metrics=json.loads(_read(before / model_folder.METRICS) or "{}") if local else None,
-            add=lambda fresh: _write_graphs(fresh / GRAPHS, made),
-        )
-        return
-    fresh, old = (folder / f".{GRAPHS}.{os.getpid()}.{what}" for what in ("writing", "old"))
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        _write_graphs(fresh, made)
-        if (folder / GRAPHS).exists():
-            (folder / GRAPHS).rename(old)
-        fresh.rename(folder / GRAPHS)
-        flush(folder)
-    except OSError as error:
-        if old.exists() and not (folder / GRAPHS).exists():
-            old.rename(folder / GRAPHS)
-        raise ModelError(f"{folder / GRAPHS}: cannot be written: {error}") from None
-    finally:
-        for left in (fresh, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-def _card(model: DualEncoder, folder: Path, source: str | Path) -> str:
-    command = f"cliplet export {source} --out {folder}"
-    return imported_card(model.config, folder.name, str(source), model.count_parameters(), command)
-
-
-def _write_graphs(folder: Path, made: Made) -> None:
-    folder.mkdir(parents=True)
-    for tower, data in made.graphs.items():
-        (folder / f"{tower}.onnx").write_bytes(data)
-    with (folder / PROBE).open("wb") as stream:
-        np.savez_compressed(stream, **made.probe)  # type: ignore[arg-type]
-    (folder / PARITY).write_text(made.export.to_json() + "\n", encoding="utf-8")
-    for file in folder.iterdir():
-        flush(file)
