@@ -1,6 +1,7 @@
 """How many layers are put back, and which."""
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -9,20 +10,29 @@ from cliplet.export.eight_bits import Cost, Fitting, fit
 from cliplet.export.judge import Bench, scenes, torch_features
 from cliplet.export.onnx import export_graphs
 from cliplet.export.quantize import layers_of
+from cliplet.models import DualEncoder
+
+
+@pytest.fixture(scope="module")
+def exported(saved_model):
+    """The tiny model, the graph of its text tower, and pictures and sentences with its features."""
+    model = DualEncoder.from_pretrained(saved_model)
+    sample = scenes(model, 2)
+    return model, export_graphs(model, ["text"])["text"], sample, torch_features(model, sample)
 
 
 @pytest.fixture
-def task(tiny_model):
+def task(exported):
     """Fits the text tower of the tiny model by a cost that a test gives."""
-    graph = export_graphs(tiny_model, ["text"])["text"]
-    sample = scenes(tiny_model, 2)
+    model, original, sample, features = exported
+    graph = onnx.ModelProto()
+    graph.CopyFrom(original)
 
     def make(cost, allowed):
         said = []
-        fitting = Fitting(bench, graph, "text", sample, torch_features(tiny_model, sample), cost, allowed, said.append)
-        return fitting, said
+        return Fitting(bench, graph, "text", sample, features, cost, allowed, said.append), said
 
-    with Bench(tiny_model) as bench:
+    with Bench(model) as bench:
         yield make
 
 
