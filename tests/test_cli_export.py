@@ -153,6 +153,47 @@ def test_a_list_without_splits_calibrates_on_what_is_not_measured(saved_model, t
     assert int(seen["val"]["measured_on"].rpartition(": ")[2].split()[0]) < 15
 
 
+def test_what_was_measured_of_the_original_is_not_said_of_8_bits(small):
+    out, _, _ = small
+    card = (out / "README.md").read_text()
+    assert "in 8 bits" in card and "| exported to ONNX, in float32 |" in card and "| 8 dimensions |" in card
+    assert json.loads((out / "metrics.json").read_text()) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("README.md", b"caf\xe9"), ("metrics.json", b"{bad"), ("README.md", b"---\na: [\n---\n")]
+)
+def test_a_card_that_cannot_be_read_is_said_before_the_work(model_copy, name, text, tmp_path, capsys):
+    (model_copy / name).write_bytes(text)
+    assert main(["export", str(model_copy), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert name in said or "card or metrics" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_somebody_else_beside_the_graphs_stay(exported_copy):
+    (exported_copy / "onnx" / "mine.txt").write_text("mine")
+    assert main(["export", str(exported_copy)]) == 0
+    assert (exported_copy / "onnx" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("words", [["--max-loss", "-1"], ["--max-loss", "nan"], ["--min-cosine", "2"]])
+def test_bounds_that_cannot_be(model_copy, words, capsys):
+    assert main(["export", str(model_copy), *words]) == 1
+    assert "--max-loss must be from 0 to 100" in capsys.readouterr().err
+
+
+def test_an_out_that_cannot_be_made_is_said_before_the_work(saved_model, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["export", str(saved_model), "--out", str(tmp_path / "file" / "out")]) == 1
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_folder(capsys):
+    assert main(["export", "runs/typo"]) == 1
+    assert "runs/typo: is no folder here" in capsys.readouterr().err
+
+
 def test_licences_come_along(model_copy, tmp_path):
     (model_copy / "LICENSE").write_text("as you like")
     assert main(["export", str(model_copy), "--out", str(tmp_path / "out")]) == 0

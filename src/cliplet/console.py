@@ -138,16 +138,18 @@ def _with_interval(
 def export_table(export: Any) -> Table:
     """What each step of an export cost; `export`: an Export of `runtime/exported.py`."""
     table = Table(title=Text(f"what each step costs, on {export.measured_on}"), title_justify="left")
-    for heading in ("", "MB", "cosine", "engine", "R@1"):
-        table.add_column(heading, justify="left" if heading in ("", "engine") else "right")
+    measured = any(step.recalls for step in export.steps)
+    for heading in ("", "MB", "cosine", *(("engine", "R@1") if measured else ())):
+        table.add_column(heading, justify="left" if heading in ("", "engine") else "right", no_wrap=bool(heading))
     for step in export.steps:
         engines = list(dict.fromkeys(name.partition(" ")[2] for name in step.recalls))
-        both = (f"{step.image_cosine:.5f} / {step.text_cosine:.5f}", "\n".join(engines))
+        cosines = f"{step.image_cosine:.4f}\n{step.text_cosine:.4f}"
         recalls = [
             " / ".join(f"{step.recalls[f'{direction}_R@1 {engine}']:.2f}" for direction in DIRECTIONS)
             for engine in engines
         ]
-        table.add_row(Text(step.step), f"{step.bytes / 1e6:.1f}", *both, "\n".join(recalls))
+        cells = ("\n".join(engines), "\n".join(recalls)) if measured else ()
+        table.add_row(Text(step.step), f"{step.bytes / 1e6:.1f}", cosines, *cells)
     if export.dims_recalls:
         table.add_section()
     for size, values in export.dims_recalls.items():

@@ -18,7 +18,10 @@ def cache_folder() -> Path:
     if named:
         return Path(named).expanduser()
     above = os.environ.get("XDG_CACHE_HOME")
-    return (Path(above) if above else Path.home() / ".cache") / "cliplet"
+    try:
+        return (Path(above) if above else Path.home() / ".cache") / "cliplet"
+    except RuntimeError:  # a user without a home, as in containers
+        return Path(tempfile.gettempdir()) / f"cliplet-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
 
 
 @contextmanager

@@ -127,6 +127,35 @@ def _card_without_run(
     return with_metadata(metadata(base_models=sources), text_of_card)
 
 
+EXPORTED = """
+## Exported
+
+Graphs for use without PyTorch, in {precision}, held against the model on {measured_on}. What is said above of weights
+and results is of the model before the export.
+
+| step | MB | cosine of pictures / sentences | R@1 image→text / text→image |
+|---|--:|--:|--:|
+{rows}
+"""
+
+
+def exported_section(export: Any) -> str:
+    """What a card says of exported graphs. `export`: an Export of `runtime/exported.py`."""
+    rows = []
+    for step in export.steps:
+        engines = dict.fromkeys(name.partition(" ")[2] for name in step.recalls)
+        recalls = [
+            " / ".join(f"{step.recalls[f'{direction}_R@1 {engine}']:.2f}" for direction in DIRECTIONS) + f" ({engine})"
+            for engine in engines
+        ]
+        both = f"{step.image_cosine:.5f} / {step.text_cosine:.5f}"
+        rows.append(f"| {step.step} | {step.bytes / 1e6:.1f} | {both} | {', '.join(recalls)} |")
+    for size, values in export.dims_recalls.items():
+        rows.append(f"| {size} dimensions | | | {' / '.join(f'{value:.2f}' for value in values.values())} |")
+    precision = "8 bits" if export.precision == "int8" else "float32"
+    return EXPORTED.format(precision=precision, measured_on=export.measured_on, rows="\n".join(rows))
+
+
 TEXT_TOWERS = {
     "huggingface": "Hugging Face encoder",
     "transformer": "transformer",

@@ -193,9 +193,35 @@ def test_weights_that_were_changed(exported_copy, tiny_model):
 
 
 def test_a_tokenizer_of_another_model(exported_copy, bert_model):
+    text = (exported_copy / "tokenizer.json").read_text()
     bert_model.tokenizer.save(exported_copy / "tokenizer.json")
     with pytest.raises(ModelError, match=r"its tokenizer\.json is another model's"):
         cliplet.load(exported_copy, engine="onnxruntime")
+    (exported_copy / "tokenizer.json").write_text(text.replace('"lake"', '"laek"') + " ")  # of as many entries
+    with pytest.raises(ModelError, match=r"tokenizer\.json: was changed since the export"):
+        cliplet.load(exported_copy, engine="onnxruntime")
+
+
+def test_nothing_is_reported_to_anybody(exported_model, run_python, tmp_path):
+    """onnxruntime's packages report their use by themselves, unless its maker's own switch is thrown before."""
+    code = """
+import os, sys, cliplet
+cliplet.load(sys.argv[1], engine="onnxruntime").encode_text(["boat"])
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+    assert run_python(code, tmp_path, exported_model).stdout.strip() == "1"
+
+
+def test_a_user_without_a_home(exported_model, monkeypatch):
+    monkeypatch.delenv("CLIPLET_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", nobody)
+    assert "cliplet" in cache_folder().name
+    assert cliplet.load(exported_model, engine="onnxruntime").encode_text(TEXTS).shape == (3, 16)
 
 
 def test_an_open_model_does_not_read_its_files_again(exported_copy):

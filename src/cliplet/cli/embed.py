@@ -57,8 +57,9 @@ def embed(words: list[str]) -> None:
         """Replace OUT, whatever it holds."""
         json: bool = False
         """Print JSON instead of text (docs/json.md)."""
-        quarantine: Path = Path("quarantine.jsonl")
-        """Where pictures that could not be read are written down, if there are any, as JSON lines."""
+        quarantine: Path | None = None
+        """Where pictures that could not be read are written down, if there are any, as JSON lines; by itself
+        OUT.quarantine.jsonl."""
 
     options: Options = parse(Options, "embed", words, embed.__doc__ or "")
     refuse_below(dims=(options.dims, 1), batch_size=(options.batch_size, 1))
@@ -133,6 +134,9 @@ def _write_vectors(options: Any, inputs: "Pictures | Sentences", opened: dict[st
     from cliplet.console import progress_bar, speed_bar
     from cliplet.embedding import embed as embed_all
 
+    quarantine = options.quarantine or Path(f"{options.out}.quarantine.jsonl")
+    if quarantine.resolve() == options.out.resolve():
+        raise ConfigError(f"{quarantine}: cannot hold the vectors and what has none", "Name another --quarantine.")
     bar = speed_bar if inputs.column == "path" else progress_bar
     with bar("embedding") as tell:
         summary = embed_all(
@@ -142,12 +146,12 @@ def _write_vectors(options: Any, inputs: "Pictures | Sentences", opened: dict[st
             **opened,
             batch_size=options.batch_size,
             half=options.half,
-            quarantine=options.quarantine,
+            quarantine=quarantine,
             overwrite=options.overwrite,
             tell=tell,
             say=lambda message: print(message, file=sys.stderr),
         )
-    print(summary.to_json() if options.json else _told(summary, options.quarantine))
+    print(summary.to_json() if options.json else _told(summary, quarantine))
 
 
 def _told(summary: "EmbedSummary", quarantine: Path) -> str:

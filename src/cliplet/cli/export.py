@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from cliplet.export import Data
 
 
+FEW = 16  # pictures, from which nothing is learnt
+
+
 def export(words: list[str]) -> None:
     """Make a model run without PyTorch: ONNX graphs held against it; in 8 bits, a quarter of the size."""
     import tyro
@@ -46,6 +49,8 @@ def export(words: list[str]) -> None:
 
     options: Options = parse(Options, "export", words, export.__doc__ or "")
     refuse_below(samples=(options.samples, 1), calibration=(options.calibration, 8))
+    if not (0 <= options.max_loss <= 100 and 0 <= options.min_cosine < 1):
+        raise ConfigError("--max-loss must be from 0 to 100, and --min-cosine from 0 to below 1")
     dims = _dims(options.dims)
 
     from functools import partial
@@ -95,7 +100,7 @@ def _data(options: Any) -> "Data":
     named = options.split.split("+")
     if options.split != "all" and "train" not in named and (source.makes_splits or "train" in source.splits):
         rest = source.select("train")
-    if len(rest) < min(options.calibration, len(measured)):
+    if len(rest) < min(FEW, len(measured)):
         half = len(records) // 2
         if not half:
             raise ConfigError(f"{options.data}: one picture cannot both calibrate and measure", "Name more pictures.")

@@ -180,6 +180,8 @@ def read_sentences(source: str | Path) -> Sentences:
             raise DataError(
                 f"{_shown(source)}:{number}: is not UTF-8 at byte {error.start + 1}", "Save the file as UTF-8."
             ) from None
+    if not len(texts):
+        raise DataError(f"{_shown(source)}: holds no sentences")
     return Sentences(texts)
 
 

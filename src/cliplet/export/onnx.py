@@ -104,6 +104,7 @@ def with_dims(model: onnx.ModelProto, dims: tuple[int, ...], projection_DK: np.n
 def _exported(
     module: nn.Module, inputs: tuple[torch.Tensor, ...], axes: tuple[Any, ...], names: list[str]
 ) -> onnx.ModelProto:
+    tower = "image" if names == ["pixels"] else "text"
     with _quiet(), torch.no_grad(), PlainAttention():
         try:
             program = torch.onnx.export(
@@ -118,13 +119,16 @@ def _exported(
                 verbose=False,
             )
         except Exception as error:  # each stage of the exporter has errors of its own
-            raise ModelError(f"the graph of {names[0]} cannot be exported: {_reason(error)}") from error
+            raise ModelError(
+                f"the {tower} tower cannot be exported: {_reason(error)}",
+                "Most towers of timm and transformers can; choose another, or run this one on PyTorch.",
+            ) from error
     assert program is not None
     graph = _shared(program.model_proto)
     for one in (*graph.graph.input, *graph.graph.output):
         first = one.type.tensor_type.shape.dim[0]
         if first.HasField("dim_value"):
-            raise ModelError(f"the graph of {names[0]} would be for batches of {first.dim_value} alone")
+            raise ModelError(f"the {tower} tower's graph would be for batches of {first.dim_value} alone")
     return graph
 
 

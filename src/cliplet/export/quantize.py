@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cliplet.runtime.graphs import onnxruntime_module
+
 SMALLEST = 1024  # numbers in a tensor, below which 8 bits save nothing
 SAMPLES = 4096  # numbers of a tensor that are kept of each calibration batch
 HALF_LARGEST = 6e4  # what a 16-bit float can hold, nearly
@@ -70,8 +72,7 @@ def calibrated(
 
     Not the largest number decides, but which cut of the tails gives the least squared error after rounding.
     """
-    import onnxruntime
-
+    onnxruntime = onnxruntime_module()
     names = sorted({layer.inputs for layer in layers})
     watched = onnx.ModelProto()
     watched.CopyFrom(model)

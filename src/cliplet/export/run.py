@@ -20,13 +20,13 @@ from cliplet.export.eight_bits import REFERENCE, Cost, EightBits, Fitting, fit
 from cliplet.export.judge import GATE_PICTURES, Bench, Features, Sample, cosines, of_records, scenes, torch_features
 from cliplet.export.onnx import OPSET, export_graphs, with_dims
 from cliplet.export.quantize import layers_of
-from cliplet.export.writing import Made, write
+from cliplet.export.writing import Made, before, refuse_unwritable, write_into, write_new
 from cliplet.export.yardstick import Graphs, Yardstick
 from cliplet.files import file_sha256
 from cliplet.models.pretrained import folder_with_weights, open_model
 from cliplet.runtime.choice import CLOSE, Candidate, auto_candidates
 from cliplet.runtime.engines import OPEN_CLIP, TorchEngine, best_model_folder
-from cliplet.runtime.exported import TOWERS, Export, Graph, Step, Tower, configuration_hash
+from cliplet.runtime.exported import TOWERS, Export, Graph, Step, Tower, configuration_hash, read_export
 
 SHARES: dict[Tower, float] = {"image": 0.5, "text": 1.0}  # of the allowed loss, by when each tower is done
 MORE_DATA = "Name a data set with a training split, or with more pictures than --samples."
@@ -75,7 +75,8 @@ def export(
             "Name a data set: --data DATA.",
         )
     if out is None and (str(source).startswith(OPEN_CLIP) or hub.is_hub_name(source)):
-        raise ConfigError(f"{source}: has no folder of its own to export into", "Name a new one: --out FOLDER.")
+        here = "" if str(source).startswith(OPEN_CLIP) else "is no folder here, but taken for a name on the hub; it "
+        raise ConfigError(f"{source}: {here}has no folder of its own to export into", "Name a new one: --out FOLDER.")
     if out is not None:
         model_folder.refuse_occupied(out)
         if (Path(out) / model_folder.WEIGHTS).exists():
@@ -83,16 +84,21 @@ def export(
                 f"{out}: holds a model with its weights, and an exported folder has none",
                 "Name a new folder, or leave --out away to put the graphs beside the weights of MODEL.",
             )
+    folder = Path(out) if out is not None else best_model_folder(source)
+    refuse_unwritable(folder)
     model = open_model(source)
+    taken = before(source, model, folder) if out is not None else None
     width = model.config.embed_dim
     if any(not 0 < size < width for size in options.dims):
         raise ConfigError(f"--dims must be between 1 and {width - 1}, got {', '.join(map(str, options.dims))}")
-    folder = Path(out) if out is not None else best_model_folder(source)
     weights = folder_with_weights(source) / model_folder.WEIGHTS if out is None else None
     with Bench(model) as bench:
         made = _Exporter(bench, options, data, say).run(file_sha256(weights) if weights else "")
-    write(folder, source, model, made, own=out is None)
-    return folder, made.export
+    if taken is not None:
+        write_new(folder, model, made, taken)
+    else:
+        write_into(folder, made)
+    return folder, read_export(folder, model.config)
 
 
 class _Exporter:
@@ -127,6 +133,7 @@ class _Exporter:
             opset=OPSET,
             configuration=configuration_hash(config),
             weights=weights,
+            tokenizer="",  # of the file, which is written last
             logit_scale=TorchEngine(self.model).logit_scale,
             embed_dim=config.embed_dim,
             dims=tuple(self.options.dims),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cliplet import hub, model_folder
+from cliplet.card_metadata import read_metadata, with_metadata
 from cliplet.errors import ModelError
-from cliplet.files import flush
-from cliplet.model_card import imported_card
+from cliplet.files import file_sha256, flush
+from cliplet.model_card import exported_section, imported_card
 from cliplet.model_folder import GRAPHS, PARITY
 from cliplet.models import DualEncoder
 from cliplet.runtime.engines import best_model_folder
@@ -28,30 +30,65 @@ class Made(NamedTuple):
     export: Export
 
 
-def write(folder: Path, source: str | Path, model: DualEncoder, made: Made, own: bool) -> None:
-    """Puts the graphs into the folder, whole or not at all, and in the place of earlier ones. A new folder gets what a
-    model folder has besides, but no weights."""
-    if not own:
-        before = hub.fetched(str(source)) if hub.is_hub_name(source) else best_model_folder(source)
-        local = model_folder.is_model_folder(before)
-        model_folder.write(
-            folder,
-            model.description(),
-            None,
-            model.tokenizer,
-            card=_read(before / model_folder.CARD) if local else _card(model, folder, source),
-            metrics=json.loads(_read(before / model_folder.METRICS) or "{}") if local else None,
-            add=lambda fresh: _write_new(fresh, made, before if local else None),
-        )
-        return
-    _sweep(folder)
+class Before(NamedTuple):
+    """What a new folder takes over from the model's own."""
+
+    card: str
+    metrics: dict[str, Any]
+    licences: list[Path]
+
+
+def before(source: str | Path, model: DualEncoder, folder: Path) -> Before:
+    """What `folder`, which is to be made, takes over from `source`. Raises ModelError for a card or metrics that cannot
+    be read."""
+    own = hub.fetched(str(source)) if hub.is_hub_name(source) else best_model_folder(source)
+    if not model_folder.is_model_folder(own):
+        command = f"cliplet export {source} --out {folder}"
+        card = imported_card(model.config, folder.name, str(source), model.count_parameters(), command)
+        return Before(card, {}, [])
+    file, metrics = own / model_folder.CARD, own / model_folder.METRICS
+    try:
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        measured = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
+        read_metadata(text, str(file))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{own}: its card or metrics cannot be read: {error}", "Put the file right.") from None
+    licences = [file for file in own.iterdir() if model_folder.is_licence(file.name)]
+    return Before(text, measured if isinstance(measured, dict) else {}, licences)
+
+
+def write_new(folder: Path, model: DualEncoder, made: Made, taken: Before) -> None:
+    """A new folder with all that using the model takes. Of a model in 8 bits, what was measured of the original is not
+    passed off as its own."""
+    card, metrics = taken.card, taken.metrics
+    if made.export.precision == "int8":
+        head = read_metadata(card, model_folder.CARD)
+        if head.pop("model-index", None) is not None:
+            card = with_metadata(head, re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL))
+        metrics = {}
+
+    def add(fresh: Path) -> None:
+        _write_graphs(fresh / GRAPHS, fresh, made)
+        for file in taken.licences:
+            shutil.copy(file, fresh / file.name)
+
+    text = card + exported_section(made.export)
+    model_folder.write(folder, model.description(), None, model.tokenizer, card=text, metrics=metrics, add=add)
+
+
+def write_into(folder: Path, made: Made) -> None:
+    """The graphs into a model's own folder, whole or not at all, in the place of earlier ones."""
     fresh, old = (folder / f".{GRAPHS}.{os.getpid()}.{what}" for what in ("writing", "old"))
     try:
+        sweep(folder)
         shutil.rmtree(fresh, ignore_errors=True)
-        _write_graphs(fresh, made)
+        _write_graphs(fresh, folder, made)
         if (folder / GRAPHS).exists():
             (folder / GRAPHS).rename(old)
         fresh.rename(folder / GRAPHS)
+        for file in old.iterdir() if old.exists() else ():
+            if not (folder / GRAPHS / file.name).exists():  # somebody else's
+                file.rename(folder / GRAPHS / file.name)
         flush(folder)
     except OSError as error:
         if old.exists() and not (folder / GRAPHS).exists():
@@ -62,15 +99,7 @@ def write(folder: Path, source: str | Path, model: DualEncoder, made: Made, own:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _write_new(fresh: Path, made: Made, before: Path | None) -> None:
-    """The graphs of a new folder, and what says what may be done with the model."""
-    _write_graphs(fresh / GRAPHS, made)
-    for file in before.iterdir() if before else ():
-        if model_folder.is_licence(file.name):
-            shutil.copy(file, fresh / file.name)
-
-
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Mends what an export left that was killed: graphs that were not put in place, or not put back."""
     for left in folder.glob(f".{GRAPHS}.*"):
         if model_folder.is_alive(int(left.name.split(".")[2])):
@@ -80,21 +109,24 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+def refuse_unwritable(folder: Path) -> None:
+    """Raises ModelError where a folder could not be written, before the work for it is done."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        what = "may not be written to" if place.is_dir() else "is a file"
+        raise ModelError(f"{folder}: cannot be written: {place} {what}", "Name another folder with --out.")
 
 
-def _card(model: DualEncoder, folder: Path, source: str | Path) -> str:
-    command = f"cliplet export {source} --out {folder}"
-    return imported_card(model.config, folder.name, str(source), model.count_parameters(), command)
-
-
-def _write_graphs(folder: Path, made: Made) -> None:
+def _write_graphs(folder: Path, model: Path, made: Made) -> None:
+    """The folder of graphs; `model` is the model folder, whose tokenizer.json is there already."""
     folder.mkdir(parents=True)
     for tower, data in made.graphs.items():
         (folder / f"{tower}.onnx").write_bytes(data)
     with (folder / PROBE).open("wb") as stream:
         np.savez_compressed(stream, **made.probe)  # type: ignore[arg-type]
-    (folder / PARITY).write_text(made.export.to_json() + "\n", encoding="utf-8")
+    export = made.export.model_copy(update={"tokenizer": file_sha256(model / model_folder.TOKENIZER)})
+    (folder / PARITY).write_text(export.to_json() + "\n", encoding="utf-8")
     for file in folder.iterdir():
         flush(file)

@@ -22,7 +22,7 @@ from cliplet.errors import INSTALL_OPENVINO, INSTALL_TRAIN, ConfigError, ModelEr
 from cliplet.model_folder import GRAPHS, WEIGHTS
 from cliplet.runtime.engines import Engine, TorchEngine, TorchTower
 from cliplet.runtime.exported import Export, Probe, Tower, check_file, read_export
-from cliplet.runtime.graphs import OPENERS, Graph, GraphEngine
+from cliplet.runtime.graphs import OPENERS, Graph, GraphEngine, onnxruntime_module
 from cliplet.runtime.state import State
 
 ENGINES = ("auto", "openvino", "onnxruntime", "torch")
@@ -195,6 +195,8 @@ def version_of(engine: str) -> str:
     try:
         return version(engine)
     except PackageNotFoundError:
+        if engine == "onnxruntime":
+            return str(onnxruntime_module().__version__)
         return str(getattr(importlib.import_module(engine), "__version__", "?"))
 
 

@@ -84,7 +84,7 @@ class TorchEngine:
         except ModuleNotFoundError as error:
             raise ModelError(
                 f"opening {source} needs the package {error.name}, which is not installed",
-                INSTALL_TRAIN,
+                f"{INSTALL_TRAIN} Or export the model where that is: cliplet export {source}; it then runs without.",
             ) from None
         import torch
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from cliplet.config import ModelConfig
 from cliplet.errors import ModelError
 from cliplet.files import file_sha256
-from cliplet.model_folder import GRAPHS, PARITY, WEIGHTS
+from cliplet.model_folder import GRAPHS, PARITY, TOKENIZER, WEIGHTS
 from cliplet.results import Result, Strict
 from cliplet.runtime.state import State
 
@@ -85,6 +85,8 @@ class Export(Result):
     """SHA-256 of the model's configuration, part of which is inside the graphs."""
     weights: str
     """SHA-256 of the model.safetensors that was exported; empty where there was none."""
+    tokenizer: str
+    """SHA-256 of the tokenizer.json that belongs to it."""
     logit_scale: float | None
     """What the model multiplies cosines by; null where it depends on the batch."""
     embed_dim: int
@@ -151,6 +153,7 @@ def read_export(folder: str | Path, config: ModelConfig) -> Export:
         if Path(graph.file).name != graph.file:
             raise ModelError(f"{folder / GRAPHS / graph.file}: lies outside of the folder", EXPORT_AGAIN)
         check_file(folder / GRAPHS / graph.file, graph.sha256)
+    check_file(folder / TOKENIZER, export.tokenizer)
     if export.weights and (folder / WEIGHTS).is_file():
         check_file(folder / WEIGHTS, export.weights)
     return export

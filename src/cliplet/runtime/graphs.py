@@ -5,6 +5,7 @@ Shapes: B pictures, C captions, L tokens, D features asked for, S image_size.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -104,13 +105,20 @@ def _writable(folder: Path) -> Path | None:
         return None
 
 
+def onnxruntime_module() -> Any:
+    """onnxruntime, imported. Its packages report their use to their maker by themselves; here nothing is reported."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return onnxruntime
+
+
 class OnnxRuntimeGraph:
     """One tower in onnxruntime: a thread a call."""
 
     def __init__(self, file: Path, tower: Tower, output: str, precision: str, keep: str = ""):
         """Opens the graph. Raises whatever onnxruntime raises."""
-        import onnxruntime
-
+        onnxruntime = onnxruntime_module()
         self.name = f"onnxruntime in {precision}"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
