@@ -258,7 +258,7 @@ def main() -> int:
         "memory": lambda: memory(places, options.models),
         "install": lambda: install(places),
     }
-    met = {name: works[name]() for name in options.parts or names}
+    met = {name: bool(works[name]()) for name in options.parts or names}
     print("\n" + json.dumps(met))
     return 0 if all(met.values()) else 1
 
