@@ -52,7 +52,8 @@ def read(out):
         return np.load(out, mmap_mode="r"), names, errors
     table = pyarrow.parquet.read_table(out) if out.suffix == ".parquet" else lance.dataset(str(out)).to_table()
     column = table.column("embedding")
-    vectors = [row if row is not None else [np.nan] * column.type.list_size for row in column.to_pylist()]
+    size = next((len(row) for row in column.to_pylist() if row is not None), 1)
+    vectors = [row if row is not None else [np.nan] * size for row in column.to_pylist()]
     dtype = column.type.value_type.to_pandas_dtype()
     errors = {row: error for row, error in enumerate(table.column("error").to_pylist()) if error is not None}
     assert [row for row, one in enumerate(column.to_pylist()) if one is None] == sorted(errors)
@@ -98,7 +99,8 @@ def test_tables_say_what_made_them(photos, encoder, tmp_path, ending, monkeypatc
     said = json.loads(schema.metadata[b"cliplet"])
     assert said["model"] == encoder.source and said["cliplet"] and said["job"]["dims"] == 4
     assert schema.names == ["text", "embedding", "error"]
-    assert schema.field("embedding").type.list_size == 4
+    if ending == ".lance":  # which searches in lists of fixed size alone
+        assert schema.field("embedding").type.list_size == 4
     assert read(out)[1][599] == "sentence 599"
 
 

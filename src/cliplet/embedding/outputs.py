@@ -161,10 +161,12 @@ def _make_names(work: Work, inputs: Inputs) -> None:
                 stream.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
 
-def _schema(job: Job, about: dict[str, Any]) -> Any:
+def _schema(job: Job, about: dict[str, Any], fixed: bool) -> Any:
+    """Columns; `fixed`: with lists of fixed size, in which Lance searches. Of such lists pyarrow before 26 cannot read
+    nulls from Parquet."""
     import pyarrow as pa
 
-    vector = pa.list_(pa.float16() if job.half else pa.float32(), job.dims)
+    vector = pa.list_(pa.float16() if job.half else pa.float32(), job.dims if fixed else -1)
     columns = [pa.field(job.column, pa.string(), nullable=False), ("embedding", vector), ("error", pa.string())]
     return pa.schema(columns, metadata={KEY: json.dumps(about).encode()})
 
@@ -176,9 +178,12 @@ def _record_batches(work: Work, inputs: Inputs, schema: Any) -> Iterator[Any]:
     blocks = zip(work.blocks(rows), _rows_with_errors(work, inputs, rows), strict=True)
     for features_BD, (names, errors) in blocks:
         missing = pa.array([error is not None for error in errors])
-        vectors = pa.FixedSizeListArray.from_arrays(
-            pa.array(features_BD.reshape(-1)), type=schema.field("embedding").type, mask=missing
-        )
+        flat, kind = pa.array(features_BD.reshape(-1)), schema.field("embedding").type
+        if pa.types.is_fixed_size_list(kind):
+            vectors = pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=missing)
+        else:
+            bounds = pa.array(np.arange(len(errors) + 1, dtype=np.int32) * work.job.dims)
+            vectors = pa.ListArray.from_arrays(bounds, flat, type=kind, mask=missing)
         columns = [pa.array([writable(name) for name in names]), vectors, pa.array(errors, pa.string())]
         yield pa.record_batch(columns, schema=schema)
 
@@ -186,7 +191,7 @@ def _record_batches(work: Work, inputs: Inputs, schema: Any) -> Iterator[Any]:
 def _make_parquet(work: Work, inputs: Inputs, about: dict[str, Any]) -> None:
     import pyarrow.parquet
 
-    schema = _schema(work.job, about)
+    schema = _schema(work.job, about, fixed=False)
     squeezed = dict.fromkeys((work.job.column, "error"), "zstd")  # vectors are noise to a compressor
     file = str(work.folder / TABLE)
     with pyarrow.parquet.ParquetWriter(file, schema, compression=squeezed, use_dictionary=False) as writer:
@@ -200,6 +205,6 @@ def _make_lance(work: Work, inputs: Inputs, about: dict[str, Any]) -> None:
 
     folder = work.folder / DATASET
     shutil.rmtree(folder, ignore_errors=True)
-    schema = _schema(work.job, about)
+    schema = _schema(work.job, about, fixed=True)
     batches = pyarrow.RecordBatchReader.from_batches(schema, _record_batches(work, inputs, schema))
     lance.write_dataset(batches, str(folder.resolve()))
