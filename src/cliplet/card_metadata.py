@@ -62,6 +62,15 @@ def with_metadata(data: Mapping[str, Any], card: str) -> str:
     return f"---\n{_as_yaml(data)}---\n{card}"
 
 
+def without(key: str, card: str, where: str) -> str:
+    """The card without what its head says under a key. Raises ModelError as `read_metadata`."""
+    data, head = read_metadata(card, where), _HEAD.match(card)
+    if head is None or key not in data:
+        return card
+    del data[key]
+    return with_metadata(data, card[head.end() :])
+
+
 def read_metadata(card: str, where: str) -> dict[str, Any]:
     """What a card's head says; nothing where it has none. Raises ModelError for one that is no table in YAML."""
     head = _HEAD.match(card)

@@ -27,7 +27,7 @@ UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
 class Pictures(Sequence[str]):
-    """Paths of pictures, with each file's size and time of change: a million take some 100 MB.
+    """Paths of pictures, with each file's size and time of change: a million take some 75 MB.
 
     `problems` are folders that could not be listed.
     """

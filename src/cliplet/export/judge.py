@@ -109,6 +109,7 @@ class Bench:
         self.model = model
         self._folder = tempfile.TemporaryDirectory(prefix="cliplet-export-")
         self._count = 0
+        self._last: dict[tuple[Tower, Candidate, str], tuple[onnx.ModelProto, Graph]] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -117,7 +118,16 @@ class Bench:
         self._folder.cleanup()
 
     def open(self, proto: onnx.ModelProto, tower: Tower, candidate: Candidate, output: str = "features") -> Graph:
-        """A graph on an engine. Raises ModelError where that engine cannot run it, or the disk is full."""
+        """A graph on an engine; the last of each kind is kept, for it is asked for again. Raises ModelError where that
+        engine cannot run it, or the disk is full."""
+        known = self._last.pop((tower, candidate, output), None)
+        if known is None or known[0] is not proto:
+            known = None  # before the next one is opened: two would not fit where one does
+            known = (proto, self._opened(proto, tower, candidate, output))
+        self._last[tower, candidate, output] = known
+        return known[1]
+
+    def _opened(self, proto: onnx.ModelProto, tower: Tower, candidate: Candidate, output: str) -> Graph:
         self._count += 1
         file = Path(self._folder.name) / f"{self._count}.onnx"
         try:

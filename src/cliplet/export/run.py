@@ -109,8 +109,9 @@ class _Exporter:
         self.model = bench.model
         self.steps: list[Step] = []
         self.probe = scenes(self.model)
+        self.probe_features = torch_features(self.model, self.probe)
         self.gate = of_records(data.measured, self.model, GATE_PICTURES) if data else self.probe
-        self.expected = torch_features(self.model, self.gate)
+        self.expected = torch_features(self.model, self.gate) if data else self.probe_features
         self.yardstick = Yardstick(bench, data.measured) if data else None
 
     def run(self, weights: str) -> Made:
@@ -244,7 +245,6 @@ class _Exporter:
 
     def _described(self, graphs: Graphs, eights: dict[Tower, EightBits]) -> dict[Tower, tuple[Graph, bytes]]:
         """What parity.json says of each graph, and the graph's file."""
-        towards = torch_features(self.model, self.probe)
         engines = auto_candidates("int8" if eights else "fp32")
         if not eights:  # of floats the gate is the measure, and the bound at use its own
             engines = [REFERENCE]
@@ -254,7 +254,7 @@ class _Exporter:
             eight = eights.get(tower)
             gate, probe = (
                 min(float(self._cosines(graphs[tower], tower, engine, *one).min()) for engine in engines)
-                for one in ((self.gate, self.expected), (self.probe, towards))
+                for one in ((self.gate, self.expected), (self.probe, self.probe_features))
             )
             described = Graph(
                 file=f"{tower}.onnx",
@@ -270,14 +270,13 @@ class _Exporter:
         return found
 
     def _probe_arrays(self) -> dict[str, np.ndarray]:
-        features = torch_features(self.model, self.probe)
         ids, mask = self.model.tokenizer(self.probe.texts)
         return {
             "pixels": self.probe.pixels_NSS3,
             "input_ids": ids,
             "attention_mask": mask,
-            "image_features": features.image_ND,
-            "text_features": features.text_MD,
+            "image_features": self.probe_features.image_ND,
+            "text_features": self.probe_features.text_MD,
         }
 
     def _measured_on(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cliplet import hub, model_folder
-from cliplet.card_metadata import read_metadata, with_metadata
+from cliplet.card_metadata import read_metadata, without
 from cliplet.errors import ModelError
 from cliplet.files import file_sha256, flush
 from cliplet.model_card import exported_section, imported_card
@@ -20,6 +20,10 @@ from cliplet.model_folder import GRAPHS, PARITY
 from cliplet.models import DualEncoder
 from cliplet.runtime.engines import best_model_folder
 from cliplet.runtime.exported import PROBE, Export, Tower
+
+LEFT = re.compile(
+    rf"\.{GRAPHS}\.(\d{{1,9}})\.(?:writing|old)"
+)  # what a killed export leaves; the number is its process
 
 
 class Made(NamedTuple):
@@ -62,10 +66,7 @@ def write_new(folder: Path, model: DualEncoder, made: Made, taken: Before) -> No
     passed off as its own."""
     card, metrics = taken.card, taken.metrics
     if made.export.precision == "int8":
-        head = read_metadata(card, model_folder.CARD)
-        if head.pop("model-index", None) is not None:
-            card = with_metadata(head, re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL))
-        metrics = {}
+        card, metrics = without("model-index", card, model_folder.CARD), {}
 
     def add(fresh: Path) -> None:
         _write_graphs(fresh / GRAPHS, fresh, made)
@@ -102,7 +103,8 @@ def write_into(folder: Path, made: Made) -> None:
 def sweep(folder: Path) -> None:
     """Mends what an export left that was killed: graphs that were not put in place, or not put back."""
     for left in folder.glob(f".{GRAPHS}.*"):
-        if model_folder.is_alive(int(left.name.split(".")[2])):
+        name = LEFT.fullmatch(left.name)
+        if name is None or model_folder.is_alive(int(name[1])):
             continue
         if left.suffix == ".old" and not (folder / GRAPHS).exists():
             left.rename(folder / GRAPHS)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cliplet.config import ModelConfig
-from cliplet.errors import INSTALL_OPENVINO, INSTALL_TRAIN, ConfigError, ModelError, nearest
+from cliplet.errors import INSTALL_OPENVINO, ConfigError, ModelError, nearest
 from cliplet.model_folder import GRAPHS, WEIGHTS
 from cliplet.runtime.engines import Engine, TorchEngine, TorchTower
 from cliplet.runtime.exported import Export, Probe, Tower, check_file, read_export
@@ -27,11 +27,7 @@ from cliplet.runtime.state import State
 
 ENGINES = ("auto", "openvino", "onnxruntime", "torch")
 PRECISIONS = ("auto", "fp32", "bf16")
-INSTALL = {
-    "openvino": INSTALL_OPENVINO,
-    "onnxruntime": "Install it: pip install onnxruntime",
-    "torch": INSTALL_TRAIN,
-}
+INSTALL = {"openvino": INSTALL_OPENVINO, "onnxruntime": "Install it: pip install onnxruntime"}
 
 NVIDIA_DEVICE = Path("/dev/nvidia0")
 CHECKED = 2  # what is remembered is of this way to check and of these settings of the engines
