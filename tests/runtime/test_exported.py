@@ -404,3 +404,24 @@ def test_cores_are_those_of_the_container(monkeypatch, tmp_path):
         (tmp_path / "cpu.max").write_text(text)
         monkeypatch.setattr(module, "CGROUP_QUOTA", tmp_path / "cpu.max")
         assert cores.__wrapped__() == min(expected, bound)
+
+
+def test_ctrl_c_after_models_came_and_went(exported_model, run_python, tmp_path):
+    """OpenVINO lays a stack of its own under signal handlers; it must still be there when the signal comes."""
+    pytest.importorskip("openvino")
+    code = """
+import faulthandler, signal, sys
+faulthandler.enable()
+import cliplet
+first, second = (cliplet.load(sys.argv[1], engine="openvino") for _ in range(2))
+for encoder in (first, second):
+    encoder.encode_text(["a boat"])
+del first, encoder
+del second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = run_python(code, tmp_path, exported_model)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr

@@ -22,7 +22,7 @@ from cliplet.errors import INSTALL_OPENVINO, ConfigError, ModelError, nearest
 from cliplet.model_folder import GRAPHS, WEIGHTS
 from cliplet.runtime.engines import Engine, TorchEngine, TorchTower
 from cliplet.runtime.exported import Export, Probe, Tower, check_file, read_export
-from cliplet.runtime.graphs import OPENERS, Graph, GraphEngine, onnxruntime_module
+from cliplet.runtime.graphs import OPENERS, Graph, GraphEngine, onnxruntime_module, openvino_core
 from cliplet.runtime.state import State
 
 ENGINES = ("auto", "openvino", "onnxruntime", "torch")
@@ -220,9 +220,7 @@ def computes_in_bf16() -> bool:
     remembered = State(f"bf16 {version_of('openvino')} {processor()}")
     known = remembered.read()
     if not isinstance(known, bool):
-        import openvino
-
-        known = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        known = "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         remembered.write(known)
     return known
 

@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,10 +43,8 @@ class OpenVinoGraph:
     def __init__(self, file: Path, tower: Tower, output: str, precision: str, keep: str = ""):
         """Compiles the graph, or takes what was compiled of it before on this machine. Raises whatever OpenVINO
         raises."""
-        import openvino
-
         self.name = f"openvino in {precision}"
-        self._core = openvino.Core()
+        self._core = openvino_core()
         self._file = file
         self._output = output
         self._settings: dict[str, Any] = {
@@ -93,6 +92,16 @@ class OpenVinoGraph:
         _, *rest = model.inputs[0].partial_shape
         model.reshape({model.inputs[0]: [batch, *rest]})
         return self._core.compile_model(model, "CPU", self._settings)
+
+
+@cache
+def openvino_core() -> Any:
+    """One for the process, never given up: each puts a stack of its own under the thread's signal handlers, and takes
+    it back when it goes. Where one goes before another that came later, the next Ctrl-C ends in a segmentation fault
+    (OpenVINO 2026.4)."""
+    import openvino
+
+    return openvino.Core()
 
 
 def _writable(folder: Path) -> Path | None:
