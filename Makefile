@@ -1,6 +1,7 @@
 # make demo      the whole tool on rendered scenes, in a few minutes
 # make test      the fast tests
 # make lint      ruff and mypy
+# make test-browser  the page in a real Chromium, installed with apt-get where it is missing
 # make test-slow the tests that take minutes, a fresh clone's two commands among them
 # make bench     loading and reading beside their peers; PHOTOS=folder of JPEGs, ANNOTATIONS=COCO's captions JSON
 # make bench-recipes  whether every recipe learns, from scratch at full size; about an hour on two cores
@@ -9,6 +10,8 @@
 # make bench-evaluation  exact ranks beside CLIP_benchmark's recall: speed, memory, equality
 # make bench-ablations  what the five systems claim, one change at a time; hours; DATA=path/to/flickr8k WEIGHTS=FILE
 # make bench-embedding  pictures and texts a second, start, memory, size of the installation; DATA=path/to/flickr8k
+# make bench-search  a library beside cliplet embed, a million vectors beside FAISS, the service under load;
+#                  DATA=path/to/flickr8k MODEL=exported model folder
 # make bench-gpu   steps of three recipes on a GPU: speed, share of its peak, memory
 # Each sets up .venv first, once; nothing is installed again until pyproject.toml or constraints.txt change.
 
@@ -17,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint format bench bench-recipes bench-training bench-distillation bench-evaluation \
-  bench-ablations bench-embedding bench-gpu setup
+  bench-ablations bench-embedding bench-search bench-gpu setup test-browser
 
 demo: $(VENV)/.train
 	$(BIN)/cliplet demo
@@ -27,6 +30,11 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600
+
+test-browser: $(VENV)/.dev
+	@command -v chromium >/dev/null || (apt-get update -q && apt-get install -y -q chromium) || \
+	  { echo "the page's tests need Chromium; on Debian and Ubuntu: apt install chromium"; exit 1; }
+	$(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -66,6 +74,18 @@ bench-ablations: $(VENV)/.dev
 bench-embedding: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "name a data set: make bench-embedding DATA=path/to/flickr8k"; exit 1; }
 	$(BIN)/python benchmarks/embedding.py --data $(DATA)
+
+bench-search: $(VENV)/.dev
+	@test -n "$(DATA)" -a -n "$(MODEL)" || { echo "make bench-search DATA=path/to/flickr8k MODEL=exported/model"; exit 1; }
+	mkdir -p runs/bench-search
+	$(BIN)/python benchmarks/search.py index --data $(DATA) --model $(MODEL)
+	$(BIN)/python benchmarks/search.py start --library runs/bench-search/bench.library
+	$(BIN)/python benchmarks/search.py fits --data $(DATA) --model $(MODEL)
+	$(BIN)/cliplet embed $(DATA)/images -m $(MODEL) -o runs/bench-search/images.npy
+	cut -f2 $(DATA)/Flickr8k.token.txt > runs/bench-search/captions.txt
+	$(BIN)/cliplet embed --texts runs/bench-search/captions.txt -m $(MODEL) -o runs/bench-search/texts.npy
+	$(BIN)/python benchmarks/search.py vectors --images runs/bench-search/images.npy --texts runs/bench-search/texts.npy
+	$(BIN)/python benchmarks/service.py runs/bench-search/bench.library
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py

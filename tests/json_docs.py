@@ -13,12 +13,18 @@ from cliplet.evaluation.protocol import Benchmark, EvaluationResult, Folds, Meas
 from cliplet.evaluation.show import RankedCaption, ShowResult
 from cliplet.evaluation.zero_shot import ClassResult, ZeroShot
 from cliplet.results import (
+    CaptionsResult,
     DemoSummary,
+    DuplicatesResult,
     EmbedSummary,
+    FoundCaption,
+    FoundPicture,
+    IndexSummary,
     ModelSummary,
     PackSummary,
     PushSummary,
     Result,
+    SearchResult,
     StoreSummary,
     Strict,
     TrainingSummary,
@@ -32,6 +38,9 @@ COMMANDS: dict[str, list[type[Strict]]] = {
     "cliplet few-shot": [FewShot, FewShotRow],
     "cliplet show": [ShowResult, RankedCaption],
     "cliplet embed": [EmbedSummary],
+    "cliplet index": [IndexSummary],
+    "cliplet search": [SearchResult, FoundPicture, CaptionsResult, FoundCaption],
+    "cliplet duplicates": [DuplicatesResult],
     "cliplet train": [TrainingSummary],
     "cliplet demo": [DemoSummary],
     "cliplet import, cliplet interpolate": [ModelSummary],

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "load": "cliplet.runtime.encoder",
     "Encoder": "cliplet.runtime.encoder",
+    "Library": "cliplet.library",
     "DualEncoder": "cliplet.models",
     "train": "cliplet.training",
     "evaluate": "cliplet.evaluation",
@@ -23,6 +24,7 @@ __all__ = ["__version__", *_PLACES]
 if TYPE_CHECKING:
     from cliplet.errors import ClipletError as ClipletError
     from cliplet.evaluation import evaluate as evaluate
+    from cliplet.library import Library as Library
     from cliplet.models import DualEncoder as DualEncoder
     from cliplet.runtime.encoder import Encoder as Encoder
     from cliplet.runtime.encoder import load as load

@@ -190,3 +190,125 @@ class EmbedSummary(Result):
     """Rows, texts too, that this call computed a second; null where all was there."""
     resumed_from: int
     """Rows that were there before this call: of a killed one, or all of them."""
+
+
+class IndexSummary(Result):
+    """Of `cliplet index`."""
+
+    format: str = "cliplet-index"
+    """What this object is."""
+    library: str
+    """Folder, or lance:URI."""
+    model: str
+    """Whose vectors the library holds."""
+    engine: str
+    """What computes them, and in which precision."""
+    pictures: int
+    """In the library now."""
+    added: int
+    """New ones."""
+    changed: int
+    """Those whose file was another, or that had no vector of this model."""
+    moved: int
+    """Those that were found under another name or in another place."""
+    removed: int
+    """Those whose file was gone."""
+    unchanged: int
+    """Those that were left alone, by size and time."""
+    embedded: int
+    """Vectors that this call computed: copies of what is there need none."""
+    failed: int
+    """Files that could not be read."""
+    captions: int
+    """Captions that this call embedded."""
+    seconds: float
+    """That it took."""
+    pictures_per_second: float | None
+    """Vectors a second, reading included; null where none was computed."""
+
+
+class FoundPicture(Strict):
+    """A picture that was found."""
+
+    id: str
+    """Its number in the library."""
+    path: str
+    """Where it is."""
+    score: float
+    """Cosine between it, or its caption, and the query."""
+    fit: float
+    """0 to 100: the part of everyday queries that fit it less well."""
+    width: int
+    """Pixels, upright."""
+    height: int
+    """Pixels, upright."""
+    taken: str | None
+    """When, by the camera's clock."""
+    caption: str | None
+    """By which it was found, where captions were searched; else its first one."""
+    copies: list[str]
+    """Files with the same content."""
+
+
+class SearchResult(Result):
+    """Of `cliplet search`."""
+
+    format: str = "cliplet-search"
+    """What this object is."""
+    library: str
+    """Folder, or lance:URI."""
+    query: list[str]
+    """Its terms, each with its weight."""
+    where: str
+    """The filter; empty where there is none."""
+    nothing_fits: bool
+    """Whether even the best is no closer than pictures are to sentences that have nothing to do with them."""
+    total: int | None
+    """Pictures that pass the filter; null without one."""
+    hits: list[FoundPicture]
+    """The best first."""
+    seconds: float
+    """Of the search, the opening of library and model included."""
+
+
+class FoundCaption(Strict):
+    """A caption that was found."""
+
+    text: str
+    """The caption."""
+    score: float
+    """Cosine between it and the query."""
+    fit: float
+    """0 to 100: the part of everyday sentences that are less close to the query."""
+    path: str
+    """A picture that has it."""
+
+
+class CaptionsResult(Result):
+    """Of `cliplet search --captions`."""
+
+    format: str = "cliplet-search-captions"
+    """What this object is."""
+    library: str
+    """Folder, or lance:URI."""
+    query: list[str]
+    """Its terms, each with its weight."""
+    captions: list[FoundCaption]
+    """The best first."""
+    seconds: float
+    """Of the search, the opening of library and model included."""
+
+
+class DuplicatesResult(Result):
+    """Of `cliplet duplicates`."""
+
+    format: str = "cliplet-duplicates"
+    """What this object is."""
+    library: str
+    """Folder, or lance:URI."""
+    groups: list[list[str]]
+    """Paths of pictures that are copies of one another, the largest first in each group."""
+    pictures: int
+    """In all groups."""
+    seconds: float
+    """That it took."""

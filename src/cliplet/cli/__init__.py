@@ -21,8 +21,10 @@ from cliplet.cli.embed import embed
 from cliplet.cli.evaluate import evaluate
 from cliplet.cli.export import export
 from cliplet.cli.hub import push
+from cliplet.cli.library import duplicates, index, search
 from cliplet.cli.models import import_model, interpolate
 from cliplet.cli.options import parse
+from cliplet.cli.serve import serve
 from cliplet.cli.show import show
 from cliplet.errors import INSTALL_TRAIN, ClipletError, ConfigError, nearest
 
@@ -251,6 +253,10 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "few-shot": few_shot,
     "show": show,
     "embed": embed,
+    "index": index,
+    "search": search,
+    "serve": serve,
+    "duplicates": duplicates,
     "import": import_model,
     "interpolate": interpolate,
     "export": export,

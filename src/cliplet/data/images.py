@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from functools import cache
@@ -18,7 +19,7 @@ from cliplet.errors import ImageError
 MAX_PIXELS = 200_000_000  # a decompression bomb is larger; the largest camera pictures are not
 MAX_BYTES = 512 * 2**20
 # What photographs come in. Pillow reads more, but hands EPS to an outside interpreter.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "HEIF")
 JPEG_START = b"\xff\xd8\xff"
 START_OF_SCAN, EXIF_SEGMENT = b"\xda", b"\xe1"
 TURNS = {
@@ -169,8 +170,12 @@ def _has_exif(data: bytes) -> bool:
 
 @cache
 def _formats() -> list[str]:
-    """Those of FORMATS that this Pillow was built with."""
+    """Those of FORMATS that this Pillow was built with, and HEIC where its decoder is installed."""
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 

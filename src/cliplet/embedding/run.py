@@ -8,11 +8,9 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
-from cliplet import model_folder
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers.collector import writable
 from cliplet.data.records import Problem
@@ -20,12 +18,12 @@ from cliplet.embedding import outputs
 from cliplet.embedding.inputs import Inputs, Pictures
 from cliplet.embedding.work import Interrupted, Job, Work, alone
 from cliplet.errors import ConfigError, DataError
-from cliplet.files import file_sha256
 from cliplet.results import EmbedSummary
 from cliplet.runtime.encoder import Encoder, load
-from cliplet.runtime.engines import OPEN_CLIP, TorchEngine
+from cliplet.runtime.engines import TorchEngine
 from cliplet.runtime.exported import Tower
 from cliplet.runtime.graphs import OPENERS, GraphEngine
+from cliplet.runtime.identity import model_hashes
 
 TEXTS_AT_ONCE = 4096  # a block of them: how they are batched depends on what is in it, so a block is never begun twice
 
@@ -105,7 +103,7 @@ def job_of(inputs: Inputs, encoder: Encoder, half: bool) -> Job:
     """What decides the numbers of an embedding."""
     tower: Tower = "image" if isinstance(inputs, Pictures) else "text"
     return Job(
-        model=_model_hashes(encoder),
+        model=model_hashes(encoder),
         engine=_engine_name(encoder, tower),
         dims=encoder.embed_dim,
         half=half,
@@ -113,21 +111,6 @@ def job_of(inputs: Inputs, encoder: Encoder, half: bool) -> Job:
         rows=len(inputs),
         inputs=inputs.fingerprint(),
     )
-
-
-def _model_hashes(encoder: Encoder) -> dict[str, str]:
-    """The sha256 of each file that a model's features depend on, by which it is known again; of one that was never
-    saved nothing is."""
-    if not encoder.source:
-        return {"unsaved": uuid4().hex}
-    if encoder.source.startswith(OPEN_CLIP):
-        weights = Path(encoder.source.removeprefix(OPEN_CLIP).partition("/")[2])
-        return {encoder.source: file_sha256(weights) if weights.is_file() else ""}
-    parity = f"{model_folder.GRAPHS}/{model_folder.PARITY}"  # it holds the graphs' own hashes
-    weights_or_graphs = model_folder.WEIGHTS if isinstance(encoder.engine, TorchEngine) else parity
-    names = (model_folder.CONFIG, model_folder.TOKENIZER, weights_or_graphs)
-    files = {name: Path(encoder.source, name) for name in names}
-    return {name: file_sha256(file) for name, file in files.items() if file.is_file()}
 
 
 def _engine_name(encoder: Encoder, tower: Tower) -> str:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -138,15 +138,23 @@ class Encoder:
                 progress(done, len(images))
         return features_ND
 
-    def encode_image_blocks(self, images: Iterable[ImageLike], *, batch_size: int | None = None) -> Iterator[Block]:
+    def encode_image_blocks(
+        self,
+        images: Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        read: Callable[[Any], ImageLike | None] | None = None,
+    ) -> Iterator[Block]:
         """The same for any number of pictures, in blocks of `batch_size` rows and in order; memory stays flat.
 
-        Pictures that cannot be read are rows of NaN, named in `Block.failed`.
+        Pictures that cannot be read are rows of NaN, named in `Block.failed`. `read`, where it is given, makes a
+        picture of each of `images`, or raises ImageError; it is called by the workers. Where it gives None the row is
+        NaN.
         """
         from cliplet.runtime.pictures import encode_blocks  # a text query needs no decoder of pictures
 
         size = batch_size or self._image_batch
-        return encode_blocks(self.engine, self.preprocess, images, size, self.embed_dim)
+        return encode_blocks(self.engine, self.preprocess, images, size, self.embed_dim, read)
 
     def encode_text(
         self, texts: Sequence[str], *, batch_size: int | None = None, progress: Progress | None = None

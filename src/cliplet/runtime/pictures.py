@@ -6,8 +6,8 @@ nothing waits for anything, and there are never more busy threads than cores. B 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,22 +27,30 @@ class Block(NamedTuple):
 
 
 def encode_blocks(
-    engine: Engine, preprocess: PreprocessConfig, images: Iterable[ImageLike], block_size: int, embed_dim: int
+    engine: Engine,
+    preprocess: PreprocessConfig,
+    images: Iterable[Any],
+    block_size: int,
+    embed_dim: int,
+    read: Callable[[Any], ImageLike | None] | None = None,
 ) -> Iterator[Block]:
     """Features of pictures, block by block and in order; `images` is read no further ahead than needed.
 
-    A picture that cannot be read is a row of NaN, and named in its block; no other row moves.
+    `read` makes a picture of each, in the worker; None is one that needs no features, and a row of NaN. A picture that
+    cannot be read is a row of NaN, and named in its block; no other row moves.
     """
 
-    def encode(block: list[ImageLike]) -> Block:
+    def encode(block: list[Any]) -> Block:
         features_BD = np.full((len(block), embed_dim), np.nan, dtype=np.float32)
         failed: dict[int, ImageError] = {}
         pixels: list[np.ndarray] = []
         rows: list[int] = []
         for row, image in enumerate(block):
             try:
-                pixels.append(preprocess_image(image, preprocess))
-                rows.append(row)
+                picture = read(image) if read else image
+                if picture is not None:
+                    pixels.append(preprocess_image(picture, preprocess))
+                    rows.append(row)
             except ImageError as error:
                 failed[row] = error
         if rows:

@@ -1,0 +1,314 @@
+"""`benchmarks/search.py vectors`: the nearest of many vectors, by cliplet, FAISS's flat index and FAISS's HNSW.
+
+Rows are real pictures' features, each perturbed: a feature chosen at random, turned by an angle of cosine 0.8 to 0.9
+towards noise that has the covariance of all the features. Queries are features of real sentences, and pictures that are
+perturbed in the same way and are no rows. Settings are chosen on other queries than those that are reported.
+
+FAISS's HNSW has 32 links (M), builds with its own default expansion (40), and looks as far as it has to for the recall
+that cliplet's index reaches on the queries that both are tuned on. Each system is built in a process of its own, and
+searched in others, in rounds, by turns. FAISS's flat index uses all cores for a query, the others one.
+
+Q queries, N rows, D dims, B rows of a block, K results.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+K, AIM_MS, AIM_RECALL = 10, 5.0, 0.98
+TUNED_ON, MEASURED, PICTURES = 400, 1000, 300  # queries
+ROUNDS = 3
+LINKS = 32
+TIE = 1e-6  # scores that are closer are equal, as matrix products round
+IN_BLOCK = 8192
+
+
+class Given(NamedTuple):
+    """What a system is built from. It puts its files into `folder`."""
+
+    matrix: Path
+    folder: Path
+    tuning_QD: np.ndarray
+    least_Q: np.ndarray  # of each of these queries, the exact score of the K-th best
+    threads: int
+    recall: float = 0.0  # to be reached
+
+
+def measure(images: Path, texts: Path, folder: Path, rows: int, seed: int) -> bool:
+    """Builds, searches and prints; returns whether the aims are met."""
+    from cliplet.runtime.cores import cores
+
+    packages = ", ".join(f"{one} {version(one)}" for one in ("numpy", "usearch", "numkong", "faiss-cpu"))
+    print(f"{cores()} cores, Python {sys.version.split()[0]}, {packages}")
+    folder.mkdir(parents=True, exist_ok=True)
+    matrix, queries = made(np.load(images), np.load(texts), folder, rows, seed)
+    dims = queries["texts"].shape[1]
+    counted = ", ".join(f"{len(queries_QD):,} {name}" for name, queries_QD in queries.items())
+    print(f"{rows:,} rows of {dims} dims ({matrix.stat().st_size / 1e6:.0f} MB in half precision); queries: {counted}")
+    least = {name: alone(kth_best, matrix, queries_QD) for name, queries_QD in queries.items()}
+    given = Given(matrix, folder, queries["tuning"], least["tuning"], cores())
+    built: dict[str, dict[str, Any]] = {}
+    for name, (build, _) in SYSTEMS.items():
+        recall = built["cliplet"]["tuned_recall"] if built else 0.0
+        built[name] = alone(build, given._replace(recall=recall))
+        print(f"    {name}: {json.dumps(built[name])}", file=sys.stderr, flush=True)
+    asked = {name: queries[name] for name in ("texts", "pictures")}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
+    for _ in range(ROUNDS):
+        for name, (_, search) in SYSTEMS.items():
+            rounds[name].append(alone(searched, search, given, built[name], asked))
+            print(f"    {name}: {rounds[name][-1]['median_ms']:.2f} ms", file=sys.stderr, flush=True)
+    report = {name: built[name] | summary(rounds[name], matrix, asked, least) for name in SYSTEMS}
+    shown(report)
+    print("\n" + json.dumps(report))
+    ours = report["cliplet"]
+    return bool(ours["median_ms"] < AIM_MS and ours["recall_texts"] >= AIM_RECALL)
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` gives in a process of its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+# -- the vectors
+
+
+def made(
+    images_ND: np.ndarray, texts_MD: np.ndarray, folder: Path, rows: int, seed: int
+) -> tuple[Path, dict[str, np.ndarray]]:
+    """The file of a matrix of so many rows, made once, and the queries."""
+    random = np.random.default_rng(seed)
+    images_ND, texts_MD = unit(images_ND.astype(np.float32)), unit(texts_MD.astype(np.float32))
+    chosen_MD = texts_MD[random.permutation(len(texts_MD))[: TUNED_ON + MEASURED]]
+    turn = Turned(images_ND)
+    queries = {"tuning": chosen_MD[:TUNED_ON], "texts": chosen_MD[TUNED_ON:], "pictures": turn(PICTURES, random)}
+    file = folder / f"rows-{rows}-{images_ND.shape[1]}-{seed}.f16"
+    if not file.exists():
+        beside = file.with_suffix(".part")
+        with beside.open("wb") as stream:
+            for start in range(0, rows, IN_BLOCK):
+                stream.write(turn(min(IN_BLOCK, rows - start), random).astype(np.float16).tobytes())
+        beside.replace(file)
+    return file, queries
+
+
+class Turned:
+    """Makes features that are like real ones."""
+
+    def __init__(self, images_ND: np.ndarray):
+        self.images_ND = images_ND
+        centred_ND = images_ND - images_ND.mean(axis=0)
+        values_D, vectors_DD = np.linalg.eigh(np.cov(centred_ND, rowvar=False))
+        self.root_DD = (np.sqrt(np.maximum(values_D, 0))[:, None] * vectors_DD.T).astype(np.float32)
+
+    def __call__(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """(count, D) float32 of unit length."""
+        real_BD = self.images_ND[random.integers(0, len(self.images_ND), count)]
+        noise_BD = random.standard_normal(real_BD.shape, dtype=np.float32) @ self.root_DD
+        noise_BD = unit(noise_BD - (noise_BD * real_BD).sum(axis=1, keepdims=True) * real_BD)
+        cosine_B1 = random.uniform(0.8, 0.9, (count, 1)).astype(np.float32)
+        return unit(cosine_B1 * real_BD + np.sqrt(1 - cosine_B1**2) * noise_BD)
+
+
+def unit(rows_BD: np.ndarray) -> np.ndarray:
+    return np.asarray(rows_BD / np.linalg.norm(rows_BD, axis=1, keepdims=True))
+
+
+def mapped(matrix: Path, dims: int) -> np.ndarray:
+    return np.memmap(matrix, np.float16, "r").reshape(-1, dims)
+
+
+def blocks(matrix: Path, dims: int) -> Iterator[np.ndarray]:
+    """(B, D) float32."""
+    vectors_ND = mapped(matrix, dims)
+    for start in range(0, len(vectors_ND), IN_BLOCK):
+        yield vectors_ND[start : start + IN_BLOCK].astype(np.float32)
+
+
+def kth_best(matrix: Path, queries_QD: np.ndarray) -> np.ndarray:
+    """(Q,): of each query the exact score of the K-th best row."""
+    best_QK = np.full((len(queries_QD), K), -np.inf, np.float32)
+    for block_BD in blocks(matrix, queries_QD.shape[1]):
+        both = np.concatenate([best_QK, queries_QD @ block_BD.T], axis=1)
+        best_QK = np.partition(both, -K, axis=1)[:, -K:]
+    return best_QK.min(axis=1)
+
+
+def recall_of(matrix: Path, rows_QK: np.ndarray, queries_QD: np.ndarray, least_Q: np.ndarray) -> float:
+    """What part of the rows that were found is among the K best; -1 is none."""
+    found_QKD = mapped(matrix, queries_QD.shape[1])[np.maximum(rows_QK, 0)].astype(np.float32)
+    scores_QK = np.einsum("qkd,qd->qk", found_QKD, queries_QD)
+    return float(((scores_QK >= least_Q[:, None] - TIE) & (rows_QK >= 0)).mean())
+
+
+# -- the systems: built, and opened for searching
+
+
+def cliplet_build(given: Given) -> dict[str, Any]:
+    from cliplet.library.nearest import build
+
+    file = given.folder / "cliplet.usearch"
+    began = time.perf_counter()
+    about = build(mapped(given.matrix, given.tuning_QD.shape[1]), None, file, given.tuning_QD)
+    levels = [vars(level) for level in about.levels]
+    return built(began, file, about.levels[0].recall_texts if levels else 0.0) | {"levels": levels, "threads": 1}
+
+
+def cliplet_search(given: Given, _: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    from cliplet.library.nearest import Neighbours
+
+    neighbours = Neighbours(mapped(given.matrix, given.tuning_QD.shape[1]), given.folder / "cliplet.usearch")
+    if neighbours.index is None:
+        print(f"    no index is used: {neighbours.problem}", file=sys.stderr)
+    return lambda query_D: neighbours.search(query_D, K)[0]
+
+
+def exact_build(given: Given) -> dict[str, Any]:
+    return {"build_s": 0.0, "index_mb": 0.0, "build_peak_mb": 0.0, "tuned_recall": 1.0, "threads": 1}
+
+
+def exact_search(given: Given, _: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    from cliplet.library.nearest import exact
+
+    vectors_ND = mapped(given.matrix, given.tuning_QD.shape[1])
+    return lambda query_D: exact(vectors_ND, query_D, K)[0]
+
+
+def flat_build(given: Given) -> dict[str, Any]:
+    import faiss
+
+    file = given.folder / "flat.faiss"
+    began = time.perf_counter()
+    index = faiss.IndexFlatIP(given.tuning_QD.shape[1])
+    for block_BD in blocks(given.matrix, given.tuning_QD.shape[1]):
+        index.add(block_BD)
+    faiss.write_index(index, str(file))
+    return built(began, file, 1.0) | {"threads": given.threads}
+
+
+def flat_search(given: Given, about: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    return faiss_search(given.folder / "flat.faiss", given.threads)
+
+
+def hnsw_build(given: Given) -> dict[str, Any]:
+    import faiss
+
+    faiss.omp_set_num_threads(given.threads)
+    file, dims = given.folder / "hnsw.faiss", given.tuning_QD.shape[1]
+    began = time.perf_counter()
+    index = faiss.IndexHNSWFlat(dims, LINKS, faiss.METRIC_INNER_PRODUCT)
+    for block_BD in blocks(given.matrix, dims):
+        index.add(block_BD)
+    faiss.write_index(index, str(file))
+    about = built(began, file, 0.0)
+    for step in range(4, 17):
+        index.hnsw.efSearch = round(16 * 2 ** (step / 2))
+        rows_QK = index.search(given.tuning_QD, K)[1]
+        recall = recall_of(given.matrix, rows_QK, given.tuning_QD, given.least_Q)
+        if recall >= given.recall:
+            break
+    return about | {"tuned_recall": recall, "expansion": index.hnsw.efSearch, "threads": 1}
+
+
+def hnsw_search(given: Given, about: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    return faiss_search(given.folder / "hnsw.faiss", 1, about["expansion"])
+
+
+def faiss_search(file: Path, threads: int, expansion: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    index = faiss.read_index(str(file))
+    if expansion:
+        index.hnsw.efSearch = expansion
+    return lambda query_D: index.search(query_D[None], K)[1][0]
+
+
+SYSTEMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "cliplet": (cliplet_build, cliplet_search),
+    "cliplet, exact": (exact_build, exact_search),
+    "FAISS flat": (flat_build, flat_search),
+    "FAISS HNSW": (hnsw_build, hnsw_search),
+}
+
+
+# -- figures
+
+
+def built(began: float, file: Path, recall: float) -> dict[str, Any]:
+    seconds = time.perf_counter() - began
+    size = file.stat().st_size / 1e6
+    return {
+        "build_s": round(seconds, 1),
+        "index_mb": round(size, 1),
+        "build_peak_mb": memory()["VmHWM"],
+        "tuned_recall": recall,
+    }
+
+
+def memory() -> dict[str, float]:
+    """Of this process, in MB: the most it held, and what it holds of its own and of mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    wanted = ("VmHWM", "RssAnon", "RssFile")
+    return {line.split(":")[0]: round(int(line.split()[1]) / 1e3, 1) for line in lines if line.startswith(wanted)}
+
+
+def searched(
+    search: Callable[..., Any], given: Given, about: dict[str, Any], asked: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Every query once without a clock, so that what is mapped is in memory, and once with it."""
+    began = time.perf_counter()
+    ask = search(given, about)
+    opening = time.perf_counter() - began
+    rows, times = {}, []
+    for name, queries_QD in asked.items():
+        rows[name] = np.stack([padded(ask(query_D)) for query_D in queries_QD])
+    for query_D in asked["texts"]:
+        began = time.perf_counter()
+        ask(query_D)
+        times.append(1000 * (time.perf_counter() - began))
+    return {"open_s": opening, "times": times, "median_ms": statistics.median(times), "rows": rows, **memory()}
+
+
+def padded(rows_K: np.ndarray) -> np.ndarray:
+    return np.pad(rows_K, (0, K - len(rows_K)), constant_values=-1)
+
+
+def summary(
+    rounds: list[dict[str, Any]], matrix: Path, asked: dict[str, np.ndarray], least: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    times = [one for found in rounds for one in found["times"]]
+    last = rounds[-1]
+    recalls = {f"recall_{name}": recall_of(matrix, last["rows"][name], asked[name], least[name]) for name in asked}
+    return {
+        "median_ms": round(statistics.median(times), 3),
+        "p95_ms": round(float(np.quantile(times, 0.95)), 3),
+        "medians_ms": [round(found["median_ms"], 3) for found in rounds],
+        "open_s": round(statistics.median(found["open_s"] for found in rounds), 3),
+        "own_mb": last["RssAnon"],
+        "mapped_mb": last["RssFile"],
+        "peak_mb": last["VmHWM"],
+        **{name: round(value, 4) for name, value in recalls.items()},
+    }
+
+
+def shown(report: dict[str, dict[str, Any]]) -> None:
+    columns = {
+        "build_s": "build s", "index_mb": "index MB", "build_peak_mb": "build MB", "own_mb": "own MB",
+        "mapped_mb": "mapped MB", "open_s": "open s", "threads": "threads",
+        "median_ms": "median ms", "p95_ms": "p95 ms", "recall_texts": "recall texts", "recall_pictures": "pictures",
+    }  # fmt: skip
+    print("\n" + " " * 16 + "".join(f"{title:>13}" for title in columns.values()))
+    for name, figures in report.items():
+        print(f"{name:<16}" + "".join(f"{figures[column]:>13,}" for column in columns))

@@ -1,0 +1,212 @@
+"""A library's records in SQLite: one writer, any number of readers, none of whom waits for another (WAL).
+
+pictures     one row a file: what it is called, what it shows, its size and time when it was last read, its content
+captions     one row a caption of a picture
+generations  one row a model whose vectors are here: the active one, and perhaps one that is being made
+vectors      which row of a generation's matrix belongs to which content, of a picture or a caption
+problems     files that could not be read, with their size and time then: they are not tried again before they change
+roots        folders that were indexed
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from cliplet.errors import ConfigError, DataError
+
+FORMAT_VERSION = 1
+BUSY_SECONDS = 30.0
+MAX_SECONDS = 10.0  # of a query with a filter
+STEPS_BETWEEN_LOOKS = 100_000  # of SQLite's machine: milliseconds
+IMAGE, TEXT = 0, 1  # kinds of vectors
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE roots (path TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    path TEXT NOT NULL UNIQUE, name TEXT NOT NULL, folder TEXT NOT NULL,
+    format TEXT NOT NULL, bytes INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
+    taken TEXT, year INTEGER, month INTEGER, day INTEGER, hour INTEGER, latitude REAL, longitude REAL, camera TEXT,
+    captions TEXT, tags TEXT, added TEXT NOT NULL,
+    own_captions TEXT,              -- those that the file itself carries
+    changed INTEGER NOT NULL,       -- the file's time, in nanoseconds
+    content BLOB NOT NULL           -- 16 bytes of a hash of the file
+);
+CREATE INDEX pictures_by_content ON pictures (content);
+CREATE TABLE captions (picture INTEGER NOT NULL, place INTEGER NOT NULL, text TEXT NOT NULL, content BLOB NOT NULL,
+    PRIMARY KEY (picture, place)) WITHOUT ROWID;
+CREATE INDEX captions_by_content ON captions (content);
+CREATE TRIGGER captions_go_with_pictures AFTER DELETE ON pictures
+    BEGIN DELETE FROM captions WHERE picture = old.id; END;
+CREATE TABLE generations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, identity TEXT NOT NULL, dims INTEGER NOT NULL,
+    image_rows INTEGER NOT NULL DEFAULT 0, text_rows INTEGER NOT NULL DEFAULT 0,
+    active INTEGER NOT NULL DEFAULT 0, calibration TEXT NOT NULL DEFAULT '{}'
+);
+CREATE TABLE vectors (generation INTEGER NOT NULL, kind INTEGER NOT NULL, content BLOB NOT NULL, row INTEGER NOT NULL,
+    PRIMARY KEY (generation, kind, content)) WITHOUT ROWID;
+CREATE UNIQUE INDEX vectors_by_row ON vectors (generation, kind, row);
+CREATE TABLE problems (path TEXT PRIMARY KEY, bytes INTEGER NOT NULL, changed INTEGER NOT NULL,
+    reason TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+DAMAGED_HINT = "Mend it with: cliplet index --library LIBRARY --repair. The pictures themselves are not touched."
+
+
+class Database:
+    """A connection that threads may share: they take turns. Text is what Python's `os` gives; see `stored`."""
+
+    def __init__(self, file: Path, *, write: bool = False):
+        """Raises DataError where there is none, it is damaged or it is of another version."""
+        self.file = file
+        self._turn = threading.RLock()
+        if not file.is_file():
+            raise DataError(f"{file}: there is no such file; a library has one", DAMAGED_HINT)
+        try:
+            self._connection = _opened(file, write)
+            version = int(self.value("format_version"))
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            raise DataError(f"{file}: cannot be read: {error}", DAMAGED_HINT) from None
+        if version != FORMAT_VERSION:
+            self.close()
+            raise DataError(
+                f"{file}: is of format version {version}; this cliplet reads {FORMAT_VERSION}",
+                "Upgrade cliplet, or index the pictures anew into another library.",
+            )
+
+    @classmethod
+    def create(cls, file: Path) -> Database:
+        """Makes an empty one. Raises sqlite3.Error, OSError."""
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        connection = sqlite3.connect(beside, isolation_level=None)
+        try:
+            connection.executescript(_SCHEMA)
+            connection.execute("INSERT INTO meta VALUES ('format_version', ?)", [str(FORMAT_VERSION)])
+        finally:
+            connection.close()
+        beside.replace(file)
+        return cls(file, write=True)
+
+    def value(self, key: str) -> Any:
+        """Of the table `meta`; None where there is none."""
+        found = self.rows("SELECT value FROM meta WHERE key = ?", [key])
+        return found[0][0] if found else None
+
+    def rows(self, statement: str, values: Sequence[Any] = (), *, bounded: bool = False) -> list[sqlite3.Row]:
+        """All rows of a query. Raises DataError where the file is damaged; ConfigError where a `bounded` one, which
+        somebody's filter is part of, takes too long: others wait for it."""
+        with self._turn, self._explained():
+            end = time.monotonic() + MAX_SECONDS
+            if bounded:
+                self._connection.set_progress_handler(lambda: time.monotonic() > end, STEPS_BETWEEN_LOOKS)
+            try:
+                return self._connection.execute(statement, [stored(value) for value in values]).fetchall()
+            finally:
+                self._connection.set_progress_handler(None, 0)
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """One statement that changes something."""
+        with self._turn, self._explained():
+            return self._connection.execute(statement, [stored(value) for value in values])
+
+    def run_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """The same statement for many rows."""
+        with self._turn, self._explained():
+            self._connection.executemany(statement, ([stored(value) for value in row] for row in rows))
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block, or nothing. It holds the connection."""
+        with self._turn, self._explained():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def version(self) -> int:
+        """Another number when somebody else has changed something."""
+        return int(self.rows("PRAGMA data_version")[0][0])
+
+    def complaint(self) -> str:
+        """What is wrong with the file, by SQLite's own check; empty if nothing is."""
+        try:
+            first = str(self.rows("PRAGMA integrity_check(1)")[0][0])
+        except DataError as error:
+            return error.message
+        return "" if first == "ok" else first
+
+    def close(self) -> None:
+        """Closes it."""
+        self._connection.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """SQLite's errors as such that say what to do; a full disk is an OSError as elsewhere."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise OSError(f"{self.file}: {error}") from None
+            if "interrupted" in str(error):
+                raise ConfigError(
+                    f"the filter takes more than {MAX_SECONDS:.0f} seconds", "Ask for less at once."
+                ) from None
+            if "no such table" in str(error) or "no such column" in str(error):
+                raise DataError(f"{self.file}: is damaged: {error}", DAMAGED_HINT) from None
+            raise DataError(f"{self.file}: {error}", "Is its disk there, and may it be written to?") from None
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+                raise
+            raise DataError(f"{self.file}: is damaged: {error}", DAMAGED_HINT) from None
+
+
+def _opened(file: Path, write: bool) -> sqlite3.Connection:
+    place = f"file:{quote(str(file.absolute()))}"
+    connection = _connected(f"{place}?mode={'rw' if write else 'ro'}")
+    try:
+        if write:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # what is committed survives a power cut
+        connection.execute("SELECT 1 FROM meta").fetchone()
+    except sqlite3.OperationalError:
+        connection.close()
+        if write:
+            raise
+        connection = _connected(f"{place}?mode=ro&immutable=1")  # where even readers' marks cannot be written
+    return connection
+
+
+def _connected(place: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        place, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def stored(value: Any) -> Any:
+    """A value as SQLite takes it: names of files that are not UTF-8 as bytes."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return os.fsencode(value)
+    return value
+
+
+def named(value: Any) -> str:
+    """A name of a file from what is stored."""
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)

@@ -1,0 +1,336 @@
+"""Writing a library in LanceDB: one process at a time, and each call is seen whole or not at all.
+
+A call changes the tables that it concerns and then names their versions in one commit (`lance_tables.py`). Rows that
+change are taken out and put in anew, with the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from cliplet.errors import DataError
+from cliplet.library.identity import other_model
+from cliplet.library.lance_care import care, forget_versions, retire, sweep, tidy
+from cliplet.library.lance_changes import Problem, Problems, Table, publish
+from cliplet.library.lance_lease import WRITER, only_writer_of
+from cliplet.library.lance_rows import Before, Contents, picture_row, pictures_table
+from cliplet.library.lance_tables import (
+    BACKGROUND,
+    CAPTIONS,
+    LIBRARY,
+    OF_A_MODEL,
+    PICTURES,
+    About,
+    Generation,
+    Place,
+    conditions,
+    is_utf8,
+    schema_of,
+    sound,
+    vectors_column,
+    vectors_of,
+)
+from cliplet.library.records import Identity, joined, listed
+from cliplet.library.store import Calibration, Entry, Known
+
+DEAD_SHARE, DEAD_LEAST = 0.5, 1000  # captions that nobody has, beyond which their vectors are removed
+NOT_UTF8 = "its name is not UTF-8, and LanceDB takes no other"
+
+
+@contextmanager
+def writing(place: Place, say: Any, wait: bool) -> Iterator[LanceWriter]:
+    """The library's writer. Raises DataError where another process is it, unless it is to `wait`."""
+    with only_writer_of(place, say, wait):
+        yield LanceWriter(place)
+
+
+class LanceWriter:
+    """See `store.Writer`."""
+
+    def __init__(self, place: Place):
+        """Raises DataError where the library cannot be read."""
+        self.place = place
+        self._library = place.open(LIBRARY)
+        self.about = About.read(self._library, place.text)
+        self.generation: Generation | None = None  # that vectors are written to
+        self.tables: dict[str, Table] = {}  # of that generation
+        self._active: Table | None = None  # pictures that answer, while others are made to take their place
+        self._problems = Problems(place, self.about.problems)
+        self._contents = self._active_contents = Contents(self._no_pictures())
+        self._embedded: set[str] = set()  # captions that have a vector
+        self._waiting: dict[str, int] | None = None  # captions that have none, with a picture; None is not known
+        self._failed = False
+
+    def begin(self, identity: Identity, upgrade: bool = False) -> None:
+        active, made = self.about.active, self.about.made
+        if active and not upgrade and not Identity.from_json(active.identity).same_vectors(identity):
+            raise other_model(self.place.text, Identity.from_json(active.identity), identity)
+        go_on = upgrade and made is not None and Identity.from_json(made.identity).same_vectors(identity)
+        with self._change():
+            if made and not go_on:
+                retire(self.about, made)
+                made = self.about.made = None
+            wanted = made or (None if upgrade else active)
+            if wanted is None:
+                self.about.generations += 1
+                wanted = Generation(self.about.generations, identity.to_json(), identity.dims)
+                if active:
+                    self.about.made = wanted
+                else:
+                    self.about.active = wanted
+            self._open(wanted)
+
+    def _open(self, generation: Generation) -> None:
+        for table in OF_A_MODEL:
+            self.tables[table] = self._table(generation, table)
+        self._contents = Contents(self.pictures.rows(["id", "content"]))
+        active = self.about.active
+        if active is not None and active is not generation:
+            self._active = self._table(active, PICTURES)
+            self._active_contents = Contents(self._active.rows(["id", "content"]))
+        self._embedded = set(self.tables[CAPTIONS].rows(["text"])["text"].to_pylist())
+        self.generation = generation
+
+    def _table(self, generation: Generation, table: str) -> Table:
+        schema = schema_of(table, generation.dims)
+        return Table(self.place, generation.name(table), schema, generation.versions.get(table, 0))
+
+    def _no_pictures(self) -> Any:
+        return schema_of(PICTURES, 1).empty_table()
+
+    @property
+    def pictures(self) -> Table:
+        """The table of pictures that is written to."""
+        return self.tables[PICTURES]
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """All of the block at once. After a failure nothing is written any more: what was half done is not named, and
+        the next writer takes it back."""
+        if self._failed:
+            raise DataError(f"{self.place.text}: a change failed before, and nothing can follow it", "Run it again.")
+        before = self.about.to_json()
+        try:
+            yield
+            self.about.problems = self._problems.table.version
+            if self.generation:
+                for table, opened in self.tables.items():
+                    if opened.version:
+                        self.generation.versions[table] = opened.version
+                self.generation.pictures, self.generation.captions = len(self.pictures), len(self.tables[CAPTIONS])
+            if self.about.to_json() != before:
+                self._library = publish(self._library, self.about, self.place)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def roots(self) -> list[str]:
+        return sorted(self.about.roots)
+
+    def add_roots(self, roots: Sequence[str]) -> None:
+        with self._change():
+            self.about.roots = sorted({*self.about.roots, *roots})
+
+    def forget(self, root: str) -> int:
+        if root not in self.about.roots:
+            raise DataError(f"{root}: is no folder of the library", f"Its folders: {', '.join(self.roots())}.")
+        inside = os.path.join(root, "")
+        others = tuple(os.path.join(other, "") for other in self.about.roots if other != root)
+        known = self.known().items()
+        ids = [one.id for path, one in known if path.startswith(inside) and not path.startswith(others)]
+        self.remove(ids, [path for path in self.problems() if path.startswith(inside)])
+        with self._change():
+            self.about.roots.remove(root)
+        return len(ids)
+
+    def known(self) -> dict[str, Known]:
+        known = {path: Known(id, size, changed, True) for path, id, size, changed in _files(self.pictures)}
+        if self._active is not None:
+            there = {one.id for one in known.values()}
+            for path, id, size, changed in _files(self._active):
+                if id not in there:
+                    known.setdefault(path, Known(id, size, changed, False))
+        return known
+
+    def problems(self) -> dict[str, tuple[int, int]]:
+        return {os.fsdecode(path): about for path, about in self._problems.known.items()}
+
+    def has_vector(self, content: bytes) -> bool:
+        return content in self._contents
+
+    def moved(self, content: bytes, gone: set[int]) -> int | None:
+        ids = (*self._contents.ids(content), *self._active_contents.ids(content))
+        return next((id for id in ids if id in gone), None)
+
+    def refusal(self, path: str) -> str:
+        """Why a file of this name cannot be in the library; nothing where it can."""
+        return "" if is_utf8(path) else NOT_UTF8
+
+    def write(self, entries: Sequence[Entry], problems: Sequence[Problem]) -> None:
+        unnamed = [(one.path, one.bytes, one.changed, NOT_UTF8) for one in entries if not is_utf8(one.path)]
+        problems, entries = [*problems, *unnamed], [entry for entry in entries if is_utf8(entry.path)]
+        held = [entry.id for entry in entries if entry.id is not None]
+        with self._change():
+            features_ND, before = self._features(entries), self.before(held)
+            new = iter(range(self.reserve(len(entries) - len(held)), self.about.next_id))
+            rows = []
+            for entry in entries:
+                id = next(new) if entry.id is None else entry.id
+                rows.append(picture_row(entry, id, before.get(id)))
+            self._take_out("id", held)
+            self._take_out("path", [path for path, *_ in problems if is_utf8(path)])
+            if rows:
+                self.pictures.append(pictures_table(rows, features_ND))
+            self._problems.write(problems, [entry.path for entry in entries])
+            tidy(self.pictures)
+        for row in rows:
+            self._contents.add(row["content"], row["id"])
+        self._waiting = None
+
+    def _features(self, entries: Sequence[Entry]) -> np.ndarray:
+        """Of each entry (N, D), its own, or those of another picture with the same content."""
+        of_content = {entry.content: entry.features_D for entry in entries if entry.features_D is not None}
+        holders: dict[int, bytes] = {}
+        for entry in entries:
+            if entry.content not in of_content:
+                if entry.content not in self._contents:
+                    raise DataError(f"{entry.path}: has no vector, and no picture with the same content has one")
+                holders[self._contents.ids(entry.content)[0]] = entry.content
+        for condition in conditions("id", holders):
+            table = self.pictures.rows(["id", "vector"], condition)
+            for id, features_D in zip(table["id"].to_pylist(), vectors_of(table), strict=True):
+                of_content[holders[id]] = features_D
+        features = [of_content[entry.content] for entry in entries]
+        return np.stack(features) if features else np.empty((0, 1), dtype=np.float32)
+
+    def before(self, ids: Sequence[int]) -> dict[int, Before]:
+        """What stays of pictures that are read again, by number; at another model's first look at them, what those
+        have that answer."""
+        found: dict[int, Before] = {}
+        for table in filter(None, (self._active, self.pictures)):
+            for condition in conditions("id", ids):
+                for row in table.rows(["id", "captions", "own_captions", "added"], condition).to_pylist():
+                    found[row["id"]] = Before(listed(row["captions"]), listed(row["own_captions"]), row["added"])
+        return found
+
+    def _take_out(self, column: str, values: Sequence[int | str]) -> None:
+        """Removes pictures by a column."""
+        there: dict[int, bytes] = {}
+        for condition in conditions(column, values):
+            table = self.pictures.rows(["id", "content"], condition)
+            there |= dict(zip(table["id"].to_pylist(), table["content"].to_pylist(), strict=True))
+        self.pictures.delete("id", there)
+        for id, content in there.items():
+            self._contents.remove(content, id)
+
+    def touch(self, files: Sequence[tuple[int, int, int]]) -> None:
+        self._rewrite({id: {"bytes": size, "changed": changed} for id, size, changed in files})
+
+    def remove(self, ids: Sequence[int], problems: Sequence[str] = ()) -> None:
+        if ids or problems:
+            with self._change():
+                self._take_out("id", ids)
+                self._problems.write([], problems)
+            self._waiting = None
+
+    def caption(self, captions: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+        self._rewrite({id: {"captions": joined(tuple(map(sound, texts)))} for id, texts in captions})
+        self._waiting = None
+
+    def _rewrite(self, changes: dict[int, dict[str, Any]]) -> None:
+        """Gives columns of some pictures other values; those that are not there, or have them, are left alone."""
+        import pyarrow as pa
+
+        with self._change():
+            for condition in conditions("id", changes):
+                table = self.pictures.rows(None, condition)
+                rows = table.drop_columns(["vector"]).to_pylist()
+                differ = [any(row[key] != value for key, value in changes[row["id"]].items()) for row in rows]
+                if any(differ):
+                    rows = [row | changes[row["id"]] for row, one in zip(rows, differ, strict=True) if one]
+                    features_ND = vectors_of(table.filter(pa.array(differ)))
+                    self.pictures.delete("id", [row["id"] for row in rows])
+                    self.pictures.append(pictures_table(rows, features_ND))
+            tidy(self.pictures)
+
+    def captions_without_vectors(self, at_most: int) -> list[str]:
+        if self._waiting is None:
+            self._waiting = {text: id for text, id in self._all_captions().items() if text not in self._embedded}
+        return list(self._waiting)[:at_most]
+
+    def _all_captions(self) -> dict[str, int]:
+        """Every caption, and a picture that has it."""
+        table = self.pictures.rows(["id", "captions"], "captions IS NOT NULL")
+        pairs = zip(table["id"].to_pylist(), map(listed, table["captions"].to_pylist()), strict=True)
+        return {text: id for id, texts in pairs for text in texts}
+
+    def write_captions(self, texts: Sequence[str], features_CD: np.ndarray) -> None:
+        import pyarrow as pa
+
+        waiting = self._waiting or {}
+        new = [place for place, text in enumerate(texts) if text not in self._embedded]
+        pictures = [waiting.get(texts[place], 0) for place in new]
+        table = self.tables[CAPTIONS]
+        with self._change():
+            if new:
+                columns = [pa.array([texts[place] for place in new]), pa.array(pictures, type=pa.int64())]
+                table.append(pa.table([*columns, vectors_column(features_CD[new])], schema=table.schema))
+            tidy(table)
+        self._embedded.update(texts)
+        for text in texts:
+            waiting.pop(text, None)
+
+    def set_calibration(self, calibration: Calibration) -> None:
+        import pyarrow as pa
+
+        numbers = asdict(calibration)
+        del numbers["background_QD"]
+        table = self.tables[BACKGROUND]
+        with self._change():
+            table.replace(pa.table([vectors_column(calibration.background_QD)], schema=table.schema))
+            assert self.generation is not None
+            self.generation.calibration = numbers
+
+    def finish(self, queries: Callable[[], np.ndarray]) -> None:
+        generation = self.generation
+        assert generation is not None
+        with self._change():
+            if self.about.made is generation:
+                if self.about.active:
+                    retire(self.about, self.about.active)
+                self.about.active, self.about.made, self._active = generation, None, None
+        with self._change():
+            captions = self.tables[CAPTIONS]
+            if len(captions):
+                dead = self._embedded - self._all_captions().keys()
+                if len(dead) > max(DEAD_LEAST, DEAD_SHARE * len(captions)):
+                    captions.delete("text", dead)
+                    self._embedded -= dead
+            generation.search = care(self.tables, queries)
+            sweep(self.about, self.place)
+        names = [LIBRARY, self._problems.table.name, *(table.name for table in self.tables.values())]
+        forget_versions([*names, *([] if self.place.folder else [WRITER])], self.place)
+
+    def reserve(self, count: int) -> int:
+        """The first of so many numbers in a row that no picture has had."""
+        first, self.about.next_id = self.about.next_id, self.about.next_id + count
+        return first
+
+    def adopt(self, fragments: Sequence[Any]) -> None:
+        """New pictures, in files of the table that others wrote, with numbers that were reserved."""
+        with self._change():
+            self.pictures.append_fragments(fragments)
+            tidy(self.pictures)
+        self._waiting = None
+
+
+def _files(table: Table) -> Iterator[tuple[Any, ...]]:
+    """Path, number, size and time of each picture."""
+    rows = table.rows(["path", "id", "bytes", "changed"])
+    yield from zip(*(rows[name].to_pylist() for name in ("path", "id", "bytes", "changed")), strict=True)

@@ -1,0 +1,290 @@
+"""A library of pictures as people and the service use it: add folders, search, captions, duplicates."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from cliplet.errors import ConfigError, DataError
+from cliplet.library.query import Query
+from cliplet.library.records import CaptionHit, Hit, Hits, Identity, Picture
+from cliplet.library.store import Found, Store, create_store, open_store
+from cliplet.library.where import Where
+from cliplet.library.where import parse as parse_where
+
+if TYPE_CHECKING:
+    from cliplet.library.fit import Combined
+    from cliplet.results import IndexSummary
+    from cliplet.runtime.encoder import Encoder
+
+MAX_K, MAX_DEPTH = 1000, 100_000  # hits at once, and hits that may be passed over before them
+
+Tell = Callable[[int, int], None]
+Say = Callable[[str], None]
+
+
+class Library:
+    """Pictures that can be searched: `Library.open("photos.library").search("a dog in the snow")`.
+
+    Threads may search at the same time.
+    """
+
+    def __init__(self, store: Store, encoder: Encoder | None = None, engine: str = "auto"):
+        """Use `open` or `create`. Raises DataError where the encoder is not the model of the store's vectors."""
+        self.store = store
+        self._encoder = encoder
+        self._engine = engine
+        self._opening = threading.Lock()
+        self._sample: tuple[int, np.ndarray] | None = None
+        self._hashes: dict[str, str] = {}  # of the encoder
+        if encoder is not None:
+            from cliplet.library.identity import identity_of, other_model
+
+            given, held = identity_of(encoder), store.identity
+            if held and (held.hashes, held.dims) != (given.hashes, given.dims):
+                store.close()
+                raise other_model(store.place, held, given)
+            self._hashes = given.hashes
+
+    @classmethod
+    def open(cls, place: str | os.PathLike[str], encoder: Encoder | None = None, *, engine: str = "auto") -> Library:
+        """A library that is there: a folder, or `lance:URI`. `encoder`: the model, if it is open already; `engine`:
+        what is to compute it, by itself what computed the vectors.
+
+        Raises DataError where there is no library, or the encoder is another model's.
+        """
+        return cls(open_store(os.fspath(place)), encoder, engine)
+
+    @classmethod
+    def open_or_create(cls, place: str | os.PathLike[str]) -> Library:
+        """The same, made where nothing is; then `add` has to be told the model. Raises DataError where something else
+        is."""
+        return cls(create_store(os.fspath(place)))
+
+    @classmethod
+    def create(cls, place: str | os.PathLike[str], model: Encoder | str | Path, *, engine: str = "auto") -> Library:
+        """A library, made where there is none yet, for the vectors of a model. Raises DataError where there is
+        something else, or vectors of another model; ModelError."""
+        from cliplet.runtime.encoder import Encoder, load
+
+        encoder = model if isinstance(model, Encoder) else load(model, engine=engine)
+        return cls(create_store(os.fspath(place)), encoder, engine)
+
+    @property
+    def identity(self) -> Identity | None:
+        """The model of the vectors; None before the first picture."""
+        return self.store.identity
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the model is open."""
+        return self._encoder is not None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model, opened when it is first needed, and anew once the library's vectors are another's. Raises
+        ModelError; DataError where the model itself is another by now."""
+        with self._opening:
+            identity = self.identity
+            if self._encoder is None or (identity and identity.hashes != self._hashes):
+                from cliplet.library.identity import open_again
+
+                self._encoder = open_again(self.store.place, identity, self._engine)
+                self._hashes = identity.hashes if identity else {}
+            return self._encoder
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether pictures have captions, which can be searched too."""
+        return self.store.captions_count() > 0
+
+    def add(
+        self,
+        *folders: str | os.PathLike[str],
+        captions: str | Path | Mapping[str, Sequence[str]] | None = None,
+        **options: Any,
+    ) -> IndexSummary:
+        """Finds pictures in the folders and all that were added before, and embeds what is new or changed.
+
+        `captions`: a data set's annotation file, or captions by path. Further options: see `adding.add_to`. Raises
+        DataError, ModelError.
+        """
+        from cliplet.library.adding import add_to
+
+        summary = add_to(self, folders, captions, **options)
+        self.refresh()
+        return summary
+
+    def search(
+        self,
+        query: str | Query,
+        k: int = 10,
+        *,
+        offset: int = 0,
+        where: str | Where = "",
+        by: Literal["pictures", "captions"] = "pictures",
+    ) -> Hits:
+        """The k pictures that fit best, from the `offset`-th on; each once, however many captions or copies it has.
+
+        `query`: a sentence, taken as it is, or a `Query`. `where`: a filter (docs/library.md). `by`: what is compared
+        with the query, pictures or their captions. Raises ConfigError for a query or filter that cannot be, DataError
+        where the library has no vectors or no such picture, ImageError for a picture that cannot be read.
+        """
+        self._check(k, offset)
+        combined = self.combined(query)
+        condition = parse_where(where) if isinstance(where, str) and where.strip() else (where or None)
+        assert condition is None or isinstance(condition, Where)
+        total = self.store.count(condition) if condition else None
+        if by == "captions":
+            return self._search_captions(combined, k, offset, condition, total)
+        if by != "pictures":
+            raise ConfigError(f"by = {by!r}: searched are pictures or captions")
+        found = self.store.nearest(combined.vector_D, offset + k, condition)
+        hits = self._judged(combined, found[offset:])
+        from cliplet.library.fit import LOOKED_AT
+
+        first = hits if not offset else self._judged(combined, found[:LOOKED_AT])
+        return Hits([hit for hit, _ in hits], self._nothing_fits(combined, [z for _, z in first[:LOOKED_AT]]), total)
+
+    def captions(self, query: str | Query, k: int = 10, *, offset: int = 0) -> list[CaptionHit]:
+        """The k captions of the library that fit a query best, most often a picture's. Raises as `search`."""
+        self._check(k, offset)
+        combined = self.combined(query)
+        return self._caption_hits(combined, offset + k)[offset:]
+
+    def scores(self, id: int, texts: Sequence[str]) -> list[tuple[float, float]]:
+        """How close a picture is to each text, and how well it fits it. Raises DataError where there is no picture."""
+        from cliplet.library.fit import judge
+
+        feature_1D = self.store.features([id])
+        scores = []
+        for text in texts:
+            combined = self.combined(text)
+            fit_1, _ = judge(combined, feature_1D, self.store.calibration, self._pictures_sample())
+            scores.append((float(feature_1D[0] @ combined.vector_D), float(fit_1[0])))
+        return scores
+
+    def picture(self, id: int) -> Picture:
+        """What is known of one. Raises DataError where there is none."""
+        return self.store.picture(id)
+
+    def newest(self, k: int = 10, *, offset: int = 0, where: str | Where = "") -> list[Picture]:
+        """Pictures, the last that were added first. Raises ConfigError for a bad filter."""
+        self._check(k, offset)
+        condition = parse_where(where) if isinstance(where, str) and where.strip() else (where or None)
+        assert condition is None or isinstance(condition, Where)
+        return self.store.newest(k, offset, condition)
+
+    def thumbnail_key(self, id: int) -> str:
+        """What names a picture's content, in hexadecimal digits. Raises DataError where there is no picture."""
+        return self.store.content(id)
+
+    def duplicates(self, **options: Any) -> list[list[Picture]]:
+        """Groups of pictures that are copies of each other or nearly; see `duplicates.find`."""
+        from cliplet.library.duplicates import find
+
+        return find(self.store, **options)
+
+    def combined(self, query: str | Query) -> Combined:
+        """A query as a vector. Raises as `search`."""
+        from cliplet.library.fit import Part, combine
+
+        if not len(self):
+            raise DataError(
+                f"{self.store.place}: holds no pictures yet", "Add some: cliplet index FOLDER --library LIBRARY."
+            )
+        query = Query.of_text(query) if isinstance(query, str) else query
+        texts = [str(term.value) for term in query.terms if term.kind == "text"]
+        pictures = [term.value for term in query.terms if term.kind == "picture"]
+        features: dict[str, list[np.ndarray]] = {"text": [], "picture": [], "id": []}
+        if texts:
+            features["text"] = list(self.encoder.encode_text(texts))
+        if pictures:
+            features["picture"] = list(self.encoder.encode_image(pictures))
+        ids = [term.value for term in query.terms if term.kind == "id"]
+        if ids:
+            features["id"] = list(self.store.features([int(id) for id in ids]))
+        parts = [Part(term.weight, term.kind != "text", features[term.kind].pop(0)) for term in query.terms]
+        return combine([part for part in parts if part.weight], self.store.calibration)
+
+    def refresh(self) -> None:
+        """Sees what other processes have written since. Costs next to nothing where that is nothing."""
+        self.store.refresh()
+
+    def close(self) -> None:
+        """Closes files."""
+        self.store.close()
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def _check(self, k: int, offset: int) -> None:
+        if not 1 <= k <= MAX_K:
+            raise ConfigError(f"between 1 and {MAX_K:,} hits can be asked for at once, got {k:,}")
+        if not 0 <= offset <= MAX_DEPTH:
+            raise ConfigError(f"at most {MAX_DEPTH:,} hits can be passed over, got {offset:,}")
+
+    def _judged(
+        self, combined: Combined, found: Sequence[Found], caption: str | None = None
+    ) -> list[tuple[Hit, float]]:
+        """Hits, each with how far it stands out."""
+        from cliplet.library.fit import judge
+
+        if not found:
+            return []
+        features_KD = self.store.features([one.picture.id for one in found])
+        fit_K, z_K = judge(combined, features_KD, self.store.calibration, self._pictures_sample())
+        hits = [
+            Hit(one.picture.id, one.picture.path, one.score, round(float(fit), 1), one.picture, caption, one.copies)
+            for one, fit in zip(found, fit_K, strict=True)
+        ]
+        return list(zip(hits, z_K.tolist(), strict=True))
+
+    def _nothing_fits(self, combined: Combined, z: Sequence[float]) -> bool:
+        """Whether the best stands out no further than that of a sentence that no photograph shows. Of pictures as
+        queries nothing is known to that end."""
+        calibration = self.store.calibration
+        only_texts = not any(part.picture for part in combined.parts)
+        return bool(z) and only_texts and len(calibration.background_QD) > 0 and max(z) < calibration.least_fit
+
+    def _search_captions(self, combined: Combined, k: int, offset: int, where: Where | None, total: int | None) -> Hits:
+        hits: dict[str, Hit] = {}
+        asked = 2 * (offset + k)
+        while True:
+            captions = self._caption_hits(combined, asked)
+            hits.clear()
+            for one in captions:
+                for picture in self.store.pictures_of(one.text, where):
+                    key = self.store.content(picture.id)
+                    if key not in hits:
+                        hits[key] = Hit(picture.id, picture.path, one.score, one.fit, picture, one.text)
+            if len(hits) >= offset + k or len(captions) < asked:
+                return Hits(list(hits.values())[offset : offset + k], False, total)
+            asked *= 4
+
+    def _caption_hits(self, combined: Combined, k: int) -> list[CaptionHit]:
+        found = self.store.nearest_captions(combined.vector_D, k)
+        background_Q = np.sort(self.store.calibration.background_QD @ combined.vector_D) if found else np.empty(0)
+        fits = np.searchsorted(background_Q, [one.score for one in found]) / max(len(background_Q), 1)
+        return [
+            CaptionHit(one.text, one.score, round(100 * float(fit), 1), one.id, one.path)
+            for one, fit in zip(found, fits, strict=True)
+        ]
+
+    def _pictures_sample(self) -> np.ndarray:
+        from cliplet.library.fit import SAMPLE
+
+        if self._sample is None or self._sample[0] != len(self):
+            self._sample = len(self), self.store.sample(SAMPLE)
+        return self._sample[1]

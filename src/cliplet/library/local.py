@@ -1,0 +1,287 @@
+"""A library in a folder: records in SQLite, vectors in append-only matrices, an approximate index beside them.
+
+LIBRARY/
+  library.json             what this is
+  records.sqlite           pictures, captions, which row is whose
+  vectors-G.f16 .rows      features of pictures of generation G, a model's
+  captions-G.f16 .rows     features of captions
+  vectors-G.usearch .json  the approximate index, once there are many; it can always be made again
+  background-G.npy         features of everyday queries, by which scores are judged
+  thumbnails/              what the service made, by content
+  writer.lock              held by whoever writes
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliplet.errors import DataError
+from cliplet.files import written_beside
+from cliplet.library.database import IMAGE, TEXT, Database, named
+from cliplet.library.matrix import Matrix
+from cliplet.library.nearest import Neighbours
+from cliplet.library.records import Identity, Picture
+from cliplet.library.store import CREATE_HINT, Calibration, Found, FoundCaption, Writer, no_picture
+from cliplet.library.where import Where
+
+ABOUT, RECORDS = "library.json", "records.sqlite"
+FORMAT, FORMAT_VERSION = "cliplet-library", 1
+IN_BLOCK = 4096  # rows
+ROWS_IN_STATEMENT = 500  # SQLite takes 999 values in its oldest versions
+
+
+def file_names(folder: Path, generation: int) -> dict[str, Path]:
+    """Where the parts of a generation are: the names of matrices without endings, and whole names of files."""
+    names = {"vectors": f"vectors-{generation}", "captions": f"captions-{generation}"}
+    names |= {"index": f"vectors-{generation}.usearch", "background": f"background-{generation}.npy"}
+    return {part: folder / name for part, name in names.items()}
+
+
+class LocalStore:
+    """A library's folder, for reading. See `store.Store`."""
+
+    def __init__(self, folder: Path):
+        """Opens it. Raises DataError where it is none, is damaged or of another version."""
+        self.folder, self.place = folder, str(folder)
+        self._refreshing = threading.Lock()
+        self._database = Database(folder / RECORDS)
+        self._seen = -1
+        self.refresh()
+
+    @classmethod
+    def open(cls, folder: Path) -> LocalStore:
+        """Raises DataError where there is no library, or one that this cliplet does not read."""
+        read_about(folder)
+        return cls(folder)
+
+    @classmethod
+    def open_or_create(cls, folder: Path) -> LocalStore:
+        """The library of the folder, made where there is nothing. Raises DataError where something else is."""
+        if not (folder / ABOUT).exists():
+            try:
+                if folder.exists() and any(one.name not in (RECORDS, f".{RECORDS}") for one in folder.iterdir()):
+                    raise DataError(
+                        f"{folder}: is there, and no library of cliplet",
+                        "Name an empty folder, or one that is not there yet.",
+                    )
+                folder.mkdir(parents=True, exist_ok=True)
+                Database.create(folder / RECORDS).close()
+                with written_beside(folder / ABOUT) as beside:
+                    about = {"format": FORMAT, "format_version": FORMAT_VERSION, "roots": []}
+                    beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            except (FileExistsError, NotADirectoryError):
+                raise DataError(f"{folder}: is no folder", "Name a folder for the library.") from None
+        return cls.open(folder)
+
+    def refresh(self) -> None:
+        with self._refreshing:
+            version = self._database.version()
+            if version != self._seen:
+                self._load()
+                self._seen = version
+
+    def _load(self) -> None:
+        """What is asked for often."""
+        rows = self._database.rows("SELECT * FROM generations WHERE active")
+        self._pictures = int(self._database.rows("SELECT count(*) FROM pictures")[0][0])
+        self.identity = Identity.from_json(rows[0]["identity"]) if rows else None
+        if not rows:
+            self._generation, self._image_ND, self._text_MD = 0, *(np.empty((0, 1), dtype=np.float16),) * 2
+            self._images, self._texts = Neighbours(self._image_ND), Neighbours(self._text_MD)
+            self.calibration = Calibration()
+            return
+        row = rows[0]
+        self._generation = int(row["id"])
+        names = file_names(self.folder, self._generation)
+        self._image_ND = Matrix(names["vectors"], row["dims"]).vectors(row["image_rows"])
+        self._text_MD = Matrix(names["captions"], row["dims"]).vectors(row["text_rows"])
+        self._images = Neighbours(self._image_ND, names["index"])
+        self._texts = Neighbours(self._text_MD)
+        self.calibration = read_calibration(names["background"], row["calibration"])
+
+    def __len__(self) -> int:
+        return self._pictures
+
+    def captions_count(self) -> int:
+        return len(self._text_MD)
+
+    def count(self, where: Where) -> int:
+        condition, values = where.sqlite()
+        return int(self._database.rows(f"SELECT count(*) FROM pictures WHERE {condition}", values, bounded=True)[0][0])
+
+    def nearest(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Found]:
+        allowed = None
+        condition, values = where.sqlite() if where else ("1", [])
+        generation, neighbours = self._generation, self._images
+        if where:
+            rows = self._database.rows(
+                f"SELECT DISTINCT v.row FROM pictures AS pictures JOIN vectors AS v ON v.generation = ? "
+                f"AND v.kind = {IMAGE} AND v.content = pictures.content WHERE {condition}",
+                [generation, *values],
+                bounded=True,
+            )
+            allowed = np.sort(np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows)))
+            allowed = allowed[allowed < len(self._image_ND)]
+        asked = k
+        while True:  # rows whose pictures are gone are found too, and more have to be asked for then
+            near, scores = neighbours.search(query_D, asked, allowed)
+            by_row = self._pictures_at(generation, near.tolist(), condition, values)
+            found = [
+                Found(by_row[row][0], tuple(one.path for one in by_row[row][1:]), score)
+                for row, score in zip(near.tolist(), scores.tolist(), strict=True)
+                if row in by_row
+            ]
+            if len(found) >= k or len(near) < asked:
+                return found[:k]
+            asked = asked * 2 + 16
+
+    def _pictures_at(
+        self, generation: int, near: Sequence[int], condition: str, values: list[Any]
+    ) -> dict[int, list[Picture]]:
+        """The pictures of these rows of the matrix that pass, by row; several where files have the same content."""
+        by_row: dict[int, list[Picture]] = {}
+        for start in range(0, len(near), ROWS_IN_STATEMENT):
+            span = near[start : start + ROWS_IN_STATEMENT]
+            marks = ",".join("?" * len(span))
+            for row in self._database.rows(
+                f"SELECT v.row AS vector_row, pictures.* FROM vectors AS v JOIN pictures AS pictures "
+                f"ON pictures.content = v.content WHERE v.generation = ? AND v.kind = {IMAGE} AND v.row IN ({marks}) "
+                f"AND ({condition}) ORDER BY pictures.id",
+                [generation, *span, *values],
+            ):
+                by_row.setdefault(row["vector_row"], []).append(picture_of(row))
+        return by_row
+
+    def nearest_captions(self, query_D: np.ndarray, k: int) -> list[FoundCaption]:
+        asked = k
+        while True:
+            near, scores = self._texts.search(query_D, asked, None)
+            found = []
+            for row, score in zip(near.tolist(), scores.tolist(), strict=True):
+                rows = self._database.rows(
+                    "SELECT c.text, p.id, p.path FROM vectors AS v JOIN captions AS c ON c.content = v.content "
+                    f"JOIN pictures AS p ON p.id = c.picture WHERE v.generation = ? AND v.kind = {TEXT} AND v.row = ? "
+                    "LIMIT 1",
+                    [self._generation, row],
+                )
+                found += [FoundCaption(one["text"], one["id"], named(one["path"]), score) for one in rows]
+            if len(found) >= k or len(near) < asked:
+                return found[:k]
+            asked = asked * 2 + 16
+
+    def pictures_of(self, text: str, where: Where | None = None) -> list[Picture]:
+        condition, values = where.sqlite() if where else ("1", [])
+        rows = self._database.rows(
+            "SELECT pictures.* FROM captions AS c JOIN pictures AS pictures ON pictures.id = c.picture "
+            f"WHERE c.content = ? AND ({condition}) ORDER BY pictures.id",
+            [content_of_text(text), *values],
+        )
+        return list(dict.fromkeys(map(picture_of, rows)))
+
+    def picture(self, id: int) -> Picture:
+        return picture_of(self._row(id))
+
+    def content(self, id: int) -> str:
+        return bytes(self._row(id)["content"]).hex()
+
+    def changed(self, id: int) -> int:
+        return int(self._row(id)["changed"])
+
+    def _row(self, id: int) -> Any:
+        found = self._database.rows("SELECT * FROM pictures WHERE id = ?", [id]) if abs(id) < 2**63 else []
+        if not found:
+            raise no_picture(id)
+        return found[0]
+
+    def newest(self, k: int, offset: int = 0, where: Where | None = None) -> list[Picture]:
+        condition, values = where.sqlite() if where else ("1", [])
+        rows = self._database.rows(
+            f"SELECT * FROM pictures WHERE {condition} ORDER BY id DESC LIMIT ? OFFSET ?",
+            [*values, k, offset],
+            bounded=True,
+        )
+        return list(map(picture_of, rows))
+
+    def features(self, ids: Sequence[int]) -> np.ndarray:
+        rows = []
+        for id in ids:
+            content = bytes(self._row(id)["content"])
+            found = self._database.rows(
+                f"SELECT row FROM vectors WHERE generation = ? AND kind = {IMAGE} AND content = ?",
+                [self._generation, content],
+            )
+            if not found or found[0][0] >= len(self._image_ND):
+                raise DataError(f"picture {id} has no vector yet", "Index the library again.")
+            rows.append(found[0][0])
+        return self._image_ND[rows].astype(np.float32)
+
+    def sample(self, n: int) -> np.ndarray:
+        rows = np.unique(np.linspace(0, max(len(self._image_ND) - 1, 0), min(n, len(self._image_ND)), dtype=np.int64))
+        return self._image_ND[rows].astype(np.float32)
+
+    def features_in_blocks(self) -> Iterator[tuple[list[list[Picture]], np.ndarray]]:
+        for start in range(0, len(self._image_ND), IN_BLOCK):
+            span = list(range(start, min(start + IN_BLOCK, len(self._image_ND))))
+            by_row = self._pictures_at(self._generation, span, "1", [])
+            rows = sorted(by_row)
+            yield [by_row[row] for row in rows], self._image_ND[rows].astype(np.float32)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def writing(self, say: Any, wait: bool = False) -> AbstractContextManager[Writer]:
+        from cliplet.library.local_writer import writing
+
+        return writing(self.folder, say, wait)
+
+
+def picture_of(row: Any) -> Picture:
+    """From a row of the table."""
+    values = dict(row)
+    return Picture.from_columns(values | {name: named(values[name]) for name in ("path", "name", "folder")})
+
+
+def content_of_text(text: str) -> bytes:
+    """By which a caption's vector is known."""
+    import hashlib
+
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """library.json. Raises DataError where it is not there, or another version's."""
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise ValueError(f"it is of the format {about['format']}")
+        version = about["format_version"]
+    except FileNotFoundError:
+        raise DataError(f"{folder}: is no library", CREATE_HINT) from None
+    except NotADirectoryError:
+        raise DataError(f"{folder}: is a file; a library is a folder", CREATE_HINT) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / ABOUT}: cannot be read: {error}",
+            "Mend it with: cliplet index --library LIBRARY --repair.",
+        ) from None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{folder}: is a library of version {version}; this cliplet reads {FORMAT_VERSION}",
+            "Upgrade cliplet, or index the pictures anew into another library.",
+        )
+    return dict(about)
+
+
+def read_calibration(background: Path, text: str) -> Calibration:
+    """As it was stored; none where it is not there, damaged or of other dimensions."""
+    calibration = Calibration(**json.loads(text))
+    with suppress(OSError, ValueError):
+        calibration.background_QD = np.load(background, allow_pickle=False).astype(np.float32)
+    return calibration

@@ -1,0 +1,317 @@
+"""Writing into a library's folder: one process at a time, and each call leaves it whole.
+
+Vectors go to the disk first, then the records that speak of them, in one transaction. So a kill leaves rows that nobody
+speaks of, which the next writer cuts off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliplet.errors import DataError
+from cliplet.files import written_beside
+from cliplet.library.database import IMAGE, TEXT, Database, named
+from cliplet.library.identity import other_model
+from cliplet.library.local import ABOUT, RECORDS, content_of_text, file_names, read_about
+from cliplet.library.locks import only_writer
+from cliplet.library.matrix import Matrix
+from cliplet.library.nearest import Neighbours
+from cliplet.library.records import Identity, joined
+from cliplet.library.store import Calibration, Entry, Known
+
+COLUMNS = ("format", "width", "height", "taken", "year", "month", "day", "hour", "latitude", "longitude", "camera")
+DEAD_SHARE, DEAD_LEAST = 0.5, 1000  # rows of pictures that are gone, beyond which the matrix is written anew
+
+
+@contextmanager
+def writing(folder: Path, say: Any, wait: bool) -> Iterator[LocalWriter]:
+    """The folder's writer. Raises DataError where another process is it, unless it is to `wait`."""
+    with only_writer(folder, say, wait):
+        database = Database(folder / RECORDS, write=True)
+        try:
+            yield LocalWriter(folder, database)
+        finally:
+            database.close()
+
+
+class LocalWriter:
+    """See `store.Writer`."""
+
+    def __init__(self, folder: Path, database: Database):
+        self.folder, self.database = folder, database
+        self.generation = 0  # that vectors are written to
+        self._image: Matrix
+        self._text: Matrix
+        self._rows = {IMAGE: 0, TEXT: 0}
+
+    def begin(self, identity: Identity, upgrade: bool = False) -> None:
+        active = self.database.rows("SELECT * FROM generations WHERE active")
+        if active and not upgrade:
+            held = Identity.from_json(active[0]["identity"])
+            if not held.same_vectors(identity):
+                raise other_model(self.folder, held, identity)
+            self._clear_unfinished(keep=None)
+            self._open(active[0])
+            return
+        made = [
+            row
+            for row in self.database.rows("SELECT * FROM generations WHERE NOT active")
+            if Identity.from_json(row["identity"]).same_vectors(identity)
+        ]
+        self._clear_unfinished(keep=made[0]["id"] if made else None)
+        if not made:
+            self.database.run(
+                "INSERT INTO generations (identity, dims, active) VALUES (?, ?, ?)",
+                [identity.to_json(), identity.dims, int(not active)],
+            )
+            made = self.database.rows("SELECT * FROM generations ORDER BY id DESC LIMIT 1")
+        self._open(made[0])
+
+    def _open(self, row: Any) -> None:
+        self.generation = int(row["id"])
+        names = file_names(self.folder, self.generation)
+        self._image, self._text = Matrix(names["vectors"], row["dims"]), Matrix(names["captions"], row["dims"])
+        self._rows = {IMAGE: int(row["image_rows"]), TEXT: int(row["text_rows"])}
+        for kind, matrix in ((IMAGE, self._image), (TEXT, self._text)):
+            if matrix.whole_rows() < self._rows[kind]:
+                matrix.vectors(self._rows[kind])  # raises what says so
+            matrix.cut(self._rows[kind])
+
+    def _clear_unfinished(self, keep: int | None) -> None:
+        """Removes generations that are neither active nor to be gone on with, and files of any that are no more."""
+        self.database.run("DELETE FROM generations WHERE NOT active AND id IS NOT ?", [keep])
+        held = {int(row[0]) for row in self.database.rows("SELECT id FROM generations")}
+        self.database.run("DELETE FROM vectors WHERE generation NOT IN (SELECT id FROM generations)")
+        for file in self.folder.glob("*-*.*"):
+            part, _, number = file.name.partition(".")[0].rpartition("-")
+            if part in ("vectors", "captions", "background") and number.isdecimal() and int(number) not in held:
+                file.unlink(missing_ok=True)
+
+    def roots(self) -> list[str]:
+        return [named(row[0]) for row in self.database.rows("SELECT path FROM roots ORDER BY path")]
+
+    def add_roots(self, roots: Sequence[str]) -> None:
+        with self.database.transaction():
+            self.database.run_many("INSERT OR IGNORE INTO roots VALUES (?)", [[root] for root in roots])
+        self._write_about()
+
+    def forget(self, root: str) -> int:
+        if root not in self.roots():
+            raise DataError(f"{root}: is no folder of the library", f"Its folders: {', '.join(self.roots())}.")
+        inside = os.path.join(root, "")
+        others = [os.path.join(other, "") for other in self.roots() if other != root]
+        ids = [
+            one.id
+            for path, one in self.known().items()
+            if path.startswith(inside) and not any(path.startswith(other) for other in others)
+        ]
+        problems = [path for path in self.problems() if path.startswith(inside)]
+        self.remove(ids, problems)
+        self.database.run("DELETE FROM roots WHERE path = ?", [root])
+        self._write_about()
+        return len(ids)
+
+    def _write_about(self) -> None:
+        """Folders and model stand in library.json as well: with them a library without records can be made again."""
+        about = read_about(self.folder) | {"roots": [os.fsencode(root).hex() for root in self.roots()]}
+        for row in self.database.rows("SELECT id, identity FROM generations WHERE active"):
+            about |= {"generation": row["id"], "identity": row["identity"]}
+        if about == read_about(self.folder):
+            return
+        with written_beside(self.folder / ABOUT) as beside:
+            beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    def known(self) -> dict[str, Known]:
+        rows = self.database.rows(
+            "SELECT p.path, p.id, p.bytes, p.changed, v.row IS NOT NULL FROM pictures AS p LEFT JOIN vectors AS v "
+            f"ON v.generation = ? AND v.kind = {IMAGE} AND v.content = p.content",
+            [self.generation],
+        )
+        return {named(row[0]): Known(row[1], row[2], row[3], bool(row[4])) for row in rows}
+
+    def problems(self) -> dict[str, tuple[int, int]]:
+        return {named(row[0]): (row[1], row[2]) for row in self.database.rows("SELECT * FROM problems")}
+
+    def has_vector(self, content: bytes) -> bool:
+        return self._row(IMAGE, content) is not None
+
+    def _row(self, kind: int, content: bytes) -> int | None:
+        found = self.database.rows(
+            "SELECT row FROM vectors WHERE generation = ? AND kind = ? AND content = ?",
+            [self.generation, kind, content],
+        )
+        return int(found[0][0]) if found else None
+
+    def moved(self, content: bytes, gone: set[int]) -> int | None:
+        rows = self.database.rows("SELECT id FROM pictures WHERE content = ?", [content])
+        return next((int(row[0]) for row in rows if row[0] in gone), None)
+
+    def write(self, entries: Sequence[Entry], problems: Sequence[tuple[str, int, int, str]]) -> None:
+        new: dict[bytes, np.ndarray] = {}
+        for entry in entries:
+            if entry.features_D is not None and not self.has_vector(entry.content):
+                new.setdefault(entry.content, entry.features_D)
+        contents = list(new)
+        self._append(self._image, IMAGE, contents, list(new.values()))
+        with self.database.transaction():
+            self._point(IMAGE, contents)
+            for entry in entries:
+                self._write_picture(entry)
+            self.database.run_many("INSERT OR REPLACE INTO problems VALUES (?, ?, ?, ?)", problems)
+            self.database.run_many("DELETE FROM pictures WHERE path = ?", [[path] for path, *_ in problems])
+        self._rows[IMAGE] += len(contents)
+
+    def _append(self, matrix: Matrix, kind: int, contents: list[bytes], features: list[np.ndarray]) -> None:
+        if contents:
+            matrix.append(self._rows[kind], np.stack(features), contents)
+
+    def _point(self, kind: int, contents: list[bytes]) -> None:
+        """Says whose the rows are that were just appended."""
+        first = self._rows[kind]
+        rows = [(self.generation, kind, content, first + place) for place, content in enumerate(contents)]
+        self.database.run_many("INSERT INTO vectors VALUES (?, ?, ?, ?)", rows)
+        column = "image_rows" if kind == IMAGE else "text_rows"
+        self.database.run(f"UPDATE generations SET {column} = ? WHERE id = ?", [first + len(contents), self.generation])
+
+    def _write_picture(self, entry: Entry) -> None:
+        folder, name = os.path.split(entry.path)
+        own = tuple(entry.columns.get("own_captions", ()))
+        values = {column: entry.columns.get(column) for column in COLUMNS}
+        values |= {"path": entry.path, "name": name, "folder": folder, "bytes": entry.bytes}
+        values |= {"changed": entry.changed, "content": entry.content, "own_captions": joined(own)}
+        values["tags"] = joined(tuple(entry.columns.get("tags", ())))
+        self.database.run("DELETE FROM problems WHERE path = ?", [entry.path])
+        id = entry.id
+        if id is None:
+            values["added"] = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+            marks = ", ".join("?" * len(values))
+            statement = f"INSERT INTO pictures ({', '.join(values)}) VALUES ({marks})"
+            id = int(self.database.run(statement, list(values.values())).lastrowid or 0)
+            before: tuple[str, ...] | None = None
+        else:
+            row = self.database.rows("SELECT own_captions FROM pictures WHERE id = ?", [id])[0]
+            before = tuple(row[0][1:-1].split("\n")) if row[0] else ()
+            changes = ", ".join(f"{column} = ?" for column in values)
+            self.database.run(f"UPDATE pictures SET {changes} WHERE id = ?", [*values.values(), id])
+        if entry.captions is not None:
+            self._write_captions(id, entry.captions)
+        elif before is None or before != own:
+            kept = self._captions(id) if before is not None else ()
+            self._write_captions(id, tuple(dict.fromkeys((*(one for one in kept if one not in (before or ())), *own))))
+
+    def _captions(self, id: int) -> tuple[str, ...]:
+        rows = self.database.rows("SELECT text FROM captions WHERE picture = ? ORDER BY place", [id])
+        return tuple(row[0] for row in rows)
+
+    def _write_captions(self, id: int, captions: tuple[str, ...]) -> None:
+        self.database.run("DELETE FROM captions WHERE picture = ?", [id])
+        rows = [(id, place, text, content_of_text(text)) for place, text in enumerate(captions)]
+        self.database.run_many("INSERT INTO captions VALUES (?, ?, ?, ?)", rows)
+        self.database.run("UPDATE pictures SET captions = ? WHERE id = ?", [joined(captions), id])
+
+    def touch(self, files: Sequence[tuple[int, int, int]]) -> None:
+        with self.database.transaction():
+            self.database.run_many(
+                "UPDATE pictures SET bytes = ?, changed = ? WHERE id = ?",
+                [(size, time, id) for id, size, time in files],
+            )
+
+    def remove(self, ids: Sequence[int], problems: Sequence[str] = ()) -> None:
+        with self.database.transaction():
+            self.database.run_many("DELETE FROM pictures WHERE id = ?", [[id] for id in ids])
+            self.database.run_many("DELETE FROM problems WHERE path = ?", [[path] for path in problems])
+
+    def caption(self, captions: Sequence[tuple[int, tuple[str, ...]]]) -> None:
+        with self.database.transaction():
+            for id, texts in captions:
+                self._write_captions(id, texts)
+
+    def captions_without_vectors(self, at_most: int) -> list[str]:
+        rows = self.database.rows(
+            f"SELECT DISTINCT c.text FROM captions AS c LEFT JOIN vectors AS v ON v.generation = ? AND v.kind = {TEXT} "
+            "AND v.content = c.content WHERE v.row IS NULL LIMIT ?",
+            [self.generation, at_most],
+        )
+        return [row[0] for row in rows]
+
+    def write_captions(self, texts: Sequence[str], features_CD: np.ndarray) -> None:
+        contents = [content_of_text(text) for text in texts]
+        self._append(self._text, TEXT, contents, list(features_CD))
+        with self.database.transaction():
+            self._point(TEXT, contents)
+        self._rows[TEXT] += len(contents)
+
+    def set_calibration(self, calibration: Calibration) -> None:
+        with written_beside(file_names(self.folder, self.generation)["background"]) as beside:
+            np.save(beside, calibration.background_QD.astype(np.float16))
+        numbers = asdict(calibration)
+        del numbers["background_QD"]
+        self.database.run("UPDATE generations SET calibration = ? WHERE id = ?", [json.dumps(numbers), self.generation])
+
+    def finish(self, queries: Callable[[], np.ndarray]) -> None:
+        with self.database.transaction():
+            self.database.run("UPDATE generations SET active = (id = ?)", [self.generation])
+        self._clear_unfinished(keep=None)
+        self._compact_if_worth_it()
+        self._write_about()
+        names = file_names(self.folder, self.generation)
+        neighbours = Neighbours(self._image.vectors(self._rows[IMAGE]), names["index"])
+        neighbours.update(queries)
+
+    def _compact_if_worth_it(self) -> None:
+        """Writes the matrices anew, without the rows of what is gone, where these are most of them."""
+        dead = {}
+        for kind, table in ((IMAGE, "pictures"), (TEXT, "captions")):
+            found = self.database.rows(
+                f"SELECT count(*) FROM vectors AS v WHERE generation = ? AND kind = ? AND NOT EXISTS "
+                f"(SELECT 1 FROM {table} AS t WHERE t.content = v.content)",
+                [self.generation, kind],
+            )
+            dead[kind] = int(found[0][0])
+        if not any(count > max(DEAD_LEAST, DEAD_SHARE * self._rows[kind]) for kind, count in dead.items()):
+            return
+        self.compact()
+
+    def compact(self) -> None:
+        """Writes the matrices anew with the rows that are some picture's or caption's."""
+        old, image, text = self.generation, self._image, self._text
+        rows = dict(self._rows)
+        row = self.database.rows("SELECT * FROM generations WHERE id = ?", [old])[0]
+        self.database.run(
+            "INSERT INTO generations (identity, dims, calibration) VALUES (?, ?, ?)",
+            [row["identity"], row["dims"], row["calibration"]],
+        )
+        self._open(self.database.rows("SELECT * FROM generations ORDER BY id DESC LIMIT 1")[0])
+        for kind, table, before, after in (
+            (IMAGE, "pictures", image, self._image),
+            (TEXT, "captions", text, self._text),
+        ):
+            vectors_ND = before.vectors(rows[kind])
+            alive = self.database.rows(
+                "SELECT v.row, v.content FROM vectors AS v WHERE generation = ? AND kind = ? AND EXISTS "
+                f"(SELECT 1 FROM {table} AS t WHERE t.content = v.content) ORDER BY v.row",
+                [old, kind],
+            )
+            for start in range(0, len(alive), 4096):
+                span = alive[start : start + 4096]
+                contents = [bytes(one[1]) for one in span]
+                after.append(self._rows[kind], vectors_ND[[one[0] for one in span]].astype(np.float32), contents)
+                with self.database.transaction():
+                    self._point(kind, contents)
+                self._rows[kind] += len(contents)
+        before_file, after_file = (file_names(self.folder, one)["background"] for one in (old, self.generation))
+        if before_file.exists():
+            with written_beside(after_file) as beside:
+                beside.write_bytes(before_file.read_bytes())
+        with self.database.transaction():
+            self.database.run("UPDATE generations SET active = (id = ?)", [self.generation])
+        self._clear_unfinished(keep=None)

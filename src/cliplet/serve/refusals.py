@@ -1,0 +1,96 @@
+"""What a client is told when it does not get what it asked for: {"error": ..., "hint": ...}, whatever went wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from cliplet.errors import ClipletError, ImageError
+
+log = logging.getLogger("cliplet.serve")
+
+WORDS = {
+    400: "the request cannot be understood",
+    404: "there is nothing here",
+    405: "this address does not take that method",
+    413: "the request is too large",
+}
+SHOWN = 200  # letters of what a client sent that are sent back to it
+LISTED = 5  # problems of a request that are named
+
+
+class Refused(HTTPException):
+    """A request that gets no answer. `headers` go with the refusal."""
+
+    def __init__(self, status: int, message: str, hint: str = "", headers: Mapping[str, str] | None = None):
+        super().__init__(status, message, dict(headers or {}))
+        self.hint = hint
+
+    def response(self) -> Response:
+        """As it goes to the client."""
+        return problem(self.status_code, self.detail, self.hint, self.headers)
+
+
+def problem(status: int, message: str, hint: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    """The answer of a request that went wrong."""
+    content = json.dumps({"error": message, "hint": hint}, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Makes every error of `app` a `problem`."""
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(ClipletError, _user_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+def unexpected(error: BaseException, method: str, route: str) -> Response:
+    """Of an error that nobody foresaw: the client gets a number, and the log what happened, under that number."""
+    number = secrets.token_hex(6)
+    log.error("%s: %s %s failed", number, method, route, exc_info=error)
+    return problem(500, "the service failed at this request", f"Its log tells more, under {number}.")
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return error.response()
+
+
+async def _user_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ClipletError)
+    return problem(415 if isinstance(error, ImageError) else 422, error.message, error.hint)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem(422, readable(error.errors()))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = WORDS.get(error.status_code, str(error.detail))
+    return problem(error.status_code, message, "GET /docs lists what there is.", error.headers)
+
+
+def readable(errors: Sequence[Any]) -> str:
+    """Pydantic's list of problems as text: `k: Input should be less than or equal to 1000; terms.0: ...`."""
+    told = []
+    for one in errors[:LISTED]:
+        if one["type"] == "json_invalid":
+            place, message = "the body", f"is not JSON: {one.get('ctx', {}).get('error', one['msg'])}"
+        else:
+            place = ".".join(str(part) for part in one["loc"][1:]) or "the body"
+            message = str(one["msg"]).removeprefix("Value error, ")
+        told.append(f"{place[:SHOWN]}: {message[:SHOWN]}")
+    if len(errors) > LISTED:
+        told.append(f"and {len(errors) - LISTED} more")
+    return "; ".join(told)

@@ -1,0 +1,97 @@
+// An answer that grows page by page, and the last few of them, so that going back is instant.
+
+import * as api from "./api.js";
+import { withUploads } from "./uploads.js";
+
+export const PAGE = 60;
+const MOST_AT_ONCE = 600;
+const KEPT = 8;
+
+/**
+ * @typedef {{library: string, terms: api.Term[], where: string, by: string}} Question
+ */
+
+/** The pictures that answer one question. */
+export class Feed {
+  /** @param {Question} question */
+  constructor(question) {
+    this.question = question;
+    /** @type {api.Hit[]} */
+    this.hits = [];
+    this.ended = false;
+    this.nothingFits = false;
+    /** @type {number|null} */
+    this.total = null;
+    this.milliseconds = 0;
+    /** @type {Promise<void>|null} */
+    this.loading = null;
+    this.stop = new AbortController();
+    this.seen = new Set();
+  }
+
+  /**
+   * Gets the next page; asked twice at a time, it is the same page.
+   * @param {number} [count]
+   * @returns {Promise<void>}
+   */
+  more(count = PAGE) {
+    if (this.ended) return Promise.resolve();
+    this.loading ??= this.#page(Math.min(MOST_AT_ONCE, Math.max(PAGE, count))).finally(() => {
+      this.loading = null;
+    });
+    return this.loading;
+  }
+
+  async #page(k) {
+    this.stop = new AbortController();
+    const { library, terms, where, by } = this.question;
+    const { signal } = this.stop;
+    this.offset ??= 0;
+    const request = { k, offset: this.offset, where };
+    const answer = terms.length
+      ? await withUploads(library, terms, (known) => api.search(library, { ...request, terms: known, by }, signal))
+      : await api.newest(library, request, signal);
+    this.offset += answer.hits.length;
+    // A library that grows meanwhile moves pictures on to the next page; each is shown once.
+    for (const hit of answer.hits) {
+      if (this.seen.has(hit.id)) continue;
+      this.seen.add(hit.id);
+      this.hits.push(hit);
+    }
+    if (request.offset === 0) {
+      this.nothingFits = answer.nothing_fits;
+      this.total = answer.total;
+      this.milliseconds = answer.milliseconds;
+    }
+    this.ended = answer.hits.length < k || (answer.total !== null && this.offset >= answer.total);
+  }
+
+  /** Its running request is of no use any more. */
+  abort() {
+    if (this.loading) this.stop.abort();
+  }
+}
+
+/** @type {Map<string, Feed>} */
+const feeds = new Map();
+
+/**
+ * The feed of a question: the same one as before where it was asked not long ago.
+ * @param {Question} question
+ */
+export function feedOf(question) {
+  const key = JSON.stringify(question);
+  const feed = feeds.get(key) ?? new Feed(question);
+  feeds.delete(key);
+  feeds.set(key, feed);
+  for (const old of feeds.keys()) {
+    if (feeds.size <= KEPT) break;
+    feeds.delete(old);
+  }
+  return feed;
+}
+
+/** Forgets all of them, as after an error. @param {Feed} [only] */
+export function forget(only) {
+  for (const [key, feed] of feeds) if (!only || feed === only) feeds.delete(key);
+}
