@@ -1,6 +1,7 @@
 """How fast and how right a library is searched.
 
     python benchmarks/search.py vectors --images images.npy --texts texts.npy [--rows 1000000] [--seed 0]
+        [--folder runs/bench-search] [--reuse]
     python benchmarks/search.py index --data path/to/flickr8k --model MODEL [--rounds 3]
     python benchmarks/search.py start --library LIBRARY [--rounds 11] [--peer 'rclip --no-preview']
     python benchmarks/search.py fits --data path/to/flickr8k --model MODEL
@@ -28,7 +29,8 @@ import search_vectors
 
 def vectors(options: argparse.Namespace) -> bool:
     """Returns whether the aims are met, as all of these do."""
-    return search_vectors.measure(options.images, options.texts, options.folder, options.rows, options.seed)
+    asked = (options.folder, options.rows, options.seed, options.reuse)
+    return search_vectors.measure(options.images, options.texts, *asked)
 
 
 def main() -> int:
@@ -40,6 +42,7 @@ def main() -> int:
     part.add_argument("--rows", type=int, default=1_000_000)
     part.add_argument("--seed", type=int, default=0)
     part.add_argument("--folder", type=Path, default=Path("runs/bench-search"), help="for matrices and indices")
+    part.add_argument("--reuse", action="store_true", help="search what an earlier run built")
     part.set_defaults(work=vectors)
     part = parts.add_parser("index", help="beside cliplet embed")
     part.add_argument("--data", type=Path, required=True, help="Flickr8k, with its folder images")

@@ -108,30 +108,56 @@ class Load:
         await asyncio.gather(*workers)
 
     async def _work(self, due: asyncio.Queue[float | None]) -> None:
-        reader: asyncio.StreamReader | None = None
-        writer: asyncio.StreamWriter | None = None
+        connection = Connection(self.port)
         while (moment := await due.get()) is not None:
             forgiven = self.forgiving
             try:
-                if reader is None or writer is None:
-                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                path = f"/api/bench/search?k=20&q={quote(next(self.texts))}"
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = re.search(rb"content-length: (\d+)", head)
-                body = await reader.readexactly(int(length[1]) if length else 0)
-                if not head.startswith(b"HTTP/1.1 200") or b'"hits":[{' not in body:
-                    raise OSError(head.partition(b"\r\n")[0].decode() + body[:200].decode())
+                body = await connection.get(f"/api/bench/search?k=20&q={quote(next(self.texts))}")
+                if b'"hits":[{' not in body:
+                    raise OSError(body[:200].decode())
                 if not (forgiven or self.forgiving):
                     self.milliseconds.append(1000 * (time.perf_counter() - moment))
             except (OSError, asyncio.IncompleteReadError) as error:
-                if writer is not None:
-                    writer.close()
-                reader = writer = None
+                connection.close()
                 if not (forgiven or self.forgiving):
                     self.errors.append(repr(error))
-        if writer is not None:
-            writer.close()
+        connection.close()
+
+
+class Connection:
+    """One that stays open from request to request; where it was closed between two, another is opened."""
+
+    def __init__(self, port: int):
+        self.port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def get(self, path: str) -> bytes:
+        """The content of a good answer. Raises OSError, IncompleteReadError."""
+        used = self._streams is not None
+        try:
+            return await self._get(path)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            self.close()
+            if not used or getattr(error, "partial", b""):
+                raise
+            return await self._get(path)
+
+    async def _get(self, path: str) -> bytes:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = self._streams
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        body = await reader.readexactly(int(length[1]) if length else 0)
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise OSError(head.partition(b"\r\n")[0].decode() + body[:200].decode())
+        return body
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+        self._streams = None
 
 
 def answers(port: int) -> list[object]:
@@ -150,10 +176,11 @@ async def measure(
     before = answers(service.port)
     memory = [service.memory()]
     step = min(60.0, minutes * 6)
+    start = time.perf_counter()
     running = asyncio.create_task(load.run(minutes * 60))
     killed = not kill
     for number in range(round(minutes * 60 / step)):
-        await asyncio.sleep(step)
+        await asyncio.sleep(start + (number + 1) * step - time.perf_counter())  # at once, when that has passed
         if not killed and number + 1 >= minutes * 30 / step:
             killed = True
             service = await asyncio.to_thread(killed_and_started, service, load, library)
@@ -163,7 +190,7 @@ async def measure(
                 load.errors.append("other answers than before the kill")
             memory = []
         memory.append(service.memory())
-        print(f"{(number + 1) * step / 60:5.1f} min  {memory[-1]:7.1f} MB  {told(load)}", flush=True)
+        print(f"{(time.perf_counter() - start) / 60:5.1f} min  {memory[-1]:7.1f} MB  {told(load)}", flush=True)
     await running
     return memory, service
 

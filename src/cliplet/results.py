@@ -237,7 +237,7 @@ class FoundPicture(Strict):
     score: float
     """Cosine between it, or its caption, and the query."""
     fit: float
-    """0 to 100: the part of everyday queries that fit it less well."""
+    """0 to 100: the part of everyday queries whose best picture in the library is less close to them."""
     width: int
     """Pixels, upright."""
     height: int
@@ -262,7 +262,7 @@ class SearchResult(Result):
     where: str
     """The filter; empty where there is none."""
     nothing_fits: bool
-    """Whether even the best is no closer than pictures are to sentences that have nothing to do with them."""
+    """Whether the library comes no closer than it does to most sentences that no photograph shows."""
     total: int | None
     """Pictures that pass the filter; null without one."""
     hits: list[FoundPicture]

@@ -1,9 +1,15 @@
 """A store of either kind, filled with vectors that no model made. N pictures, D dims."""
 
 import hashlib
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
+import pytest
 
 from cliplet.library.records import Identity
 from cliplet.library.store import Entry, create_store, open_store
@@ -18,7 +24,9 @@ def place_of(kind: str, folder: Path) -> str:
 
 
 def identity(name="a model", dims=DIMS, **more):
-    return Identity(source=name, hashes={"config.json": name}, dims=dims, engine="onnxruntime", precision="fp32", **more)
+    return Identity(
+        source=name, hashes={"config.json": name}, dims=dims, engine="onnxruntime", precision="fp32", **more
+    )
 
 
 def content_of(text: str) -> bytes:
@@ -69,3 +77,33 @@ def changed(store, change):
 def reopened(store):
     store.close()
     return open_store(store.place)
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A server that speaks S3, and an empty bucket in it."""
+    pytest.importorskip("moto.server")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    log = subprocess.DEVNULL
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urlopen(Request(f"{address}/bucket", method="PUT"))
+                break
+            except OSError:
+                time.sleep(0.2)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (("ENDPOINT_URL", address), ("REGION", "us-east-1")):
+                patch.setenv(f"AWS_{name}", value)
+            patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+            yield "lance:s3://bucket"
+    finally:
+        server.terminate()
+        server.wait()

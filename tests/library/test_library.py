@@ -313,3 +313,44 @@ def test_duplicates(new_library, photos):
     groups = [[picture.name for picture in group] for group in new_library.duplicates()]
     assert sorted(groups) == [["00.png", "copy.png"], ["large.png", "small.jpg"]]
     assert len(new_library.duplicates(alike=0.01)[0]) > 2
+
+
+def test_what_a_file_says_of_itself_becomes_columns(new_library, photos):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110] = "Canon", "Canon EOS R5"
+    exif[0x010E] = "a heron at the pond"
+    exif.get_ifd(0x8769)[0x9003] = "2024:07:01 12:30:05"
+    exif.get_ifd(0x8825).update({1: "S", 2: (33.0, 30.0, 0.0), 3: "E", 4: (151.0, 0.0, 0.0)})
+    with Image.open(photos / "a" / "01.jpg") as image:
+        image.save(photos / "heron.jpg", exif=exif)
+    new_library.add(photos)
+    (picture,) = new_library.newest(5, where="camera like 'canon%' and taken = '2024-07'")
+    assert (picture.name, picture.year, picture.month, picture.day, picture.hour) == ("heron.jpg", 2024, 7, 1, 12)
+    assert (picture.latitude, picture.longitude) == (-33.5, 151.0) and picture.captions == ("a heron at the pond",)
+    assert new_library.search("x", where="near(-33.5, 151, 1)").total == 1
+    assert new_library.captions("a heron at the pond")[0].score == pytest.approx(1, abs=2e-3)
+    new_library.add(captions={picture.path: ["another"]})
+    assert new_library.picture(picture.id).captions == ("another",)
+    os.utime(picture.path, ns=(9, 9))
+    new_library.add()
+    assert new_library.picture(picture.id).captions == ("another",)  # read again, and not lost
+
+
+def test_heic_pictures(new_library, photos):
+    heif = pytest.importorskip("pillow_heif")
+    with Image.open(photos / "a" / "00.png") as image:
+        heif.from_pillow(image).save(photos / "x.HEIC", quality=90)
+    summary = new_library.add(photos)
+    assert (summary.added, summary.failed) == (13, 0)
+    (picture,) = new_library.newest(5, where="name = 'x.heic'")
+    assert (picture.width, picture.height) == (48, 36) and picture.format in ("heic", "heif")
+
+
+def test_heic_pictures_without_their_decoder(new_library, photos, monkeypatch, tmp_path):
+    import cliplet.data.images as images
+
+    (photos / "x.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    monkeypatch.setattr(images, "_formats", lambda: ["JPEG", "PNG"])
+    assert new_library.add(photos, quarantine=tmp_path / "q.jsonl").failed == 1
+    assert "[heic]" in (tmp_path / "q.jsonl").read_text()
+    assert new_library.add().failed == 1  # tried again, for the decoder may be there by now

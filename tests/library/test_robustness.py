@@ -86,6 +86,41 @@ def test_a_killed_run_goes_on_and_readers_never_wait(tmp_path, exported_model, e
         assert_whole(library, encoder)
 
 
+UPGRADE = """
+import os, sys, cliplet
+from cliplet.library import Library, indexing
+indexing.COMMIT_SECONDS = 0.0
+plain, read = indexing.read_file, []
+def dying(path):
+    read.append(path)
+    if len(read) > 7:
+        os.kill(os.getpid(), 9)
+    return plain(path)
+indexing.read_file = dying
+with Library.open(sys.argv[1]) as library:
+    library.add(model=sys.argv[2], upgrade=True, batch_size=1)
+"""
+
+
+def test_a_killed_upgrade_answers_with_the_old_vectors_and_goes_on(library_copy, encoder, tiny_config, tmp_path):
+    import torch
+
+    import cliplet
+    from cliplet.models import DualEncoder
+
+    torch.manual_seed(1)
+    other = tmp_path / "other"
+    DualEncoder.build(tiny_config, ["some other words"]).eval().save_pretrained(other, card="# card\n")
+    assert started(UPGRADE, library_copy, other).wait() == -signal.SIGKILL
+    with Library.open(library_copy) as library:
+        assert_whole(library, encoder)
+        summary = library.add(model=other, upgrade=True)
+        assert 0 < summary.embedded < 12
+        assert_whole(library, cliplet.load(other))
+        assert library.captions("picture number 7")[0].text == "picture number 7"
+        assert library.search("boat").nothing_fits in (True, False)
+
+
 def test_what_a_kill_left_of_a_batch_is_cut_off(library_copy, encoder):
     with open(library_copy / "vectors-1.f16", "ab") as stream:
         stream.write(bytes(77))

@@ -57,7 +57,12 @@ def test_both_kinds_give_the_same(tmp_path):
     for one in entries[:]:
         one.features_D = vector(int.from_bytes(one.content[:4], "big"))
     one, other = (filled(kind, tmp_path, entries) for kind in KINDS)
-    for where in (None, parse("year > 2010 and camera = 'IT''S'"), parse("width < 0"), parse("camera is null or year = 2004")):
+    for where in (
+        None,
+        parse("year > 2010 and camera = 'IT''S'"),
+        parse("width < 0"),
+        parse("camera is null or year = 2004"),
+    ):
         assert (one.count(where), other.count(where)) if where else True
         for seed in range(5):
             expected, got = (store.nearest(vector(1000 + seed), 10, where) for store in (one, other))
@@ -94,8 +99,14 @@ def test_files_with_the_same_content_are_one_result(kind, tmp_path):
     assert store.nearest(vector(3), 1) == [first]
     where = parse("name in ('c.jpg', 'a.jpg')")
     assert [one.copies for one in store.nearest(vector(3), 5, where)] == [("/photos/c.jpg",)]
-    blocks = [(group, row) for groups, rows in store.features_in_blocks() for group, row in zip(groups, rows, strict=True)]
-    assert sorted([one.name for one in group] for group, _ in blocks) == [["001.jpg"], ["002.jpg"], ["b.jpg", "a.jpg", "c.jpg"]]
+    blocks = [
+        (group, row) for groups, rows in store.features_in_blocks() for group, row in zip(groups, rows, strict=True)
+    ]
+    assert sorted([one.name for one in group] for group, _ in blocks) == [
+        ["001.jpg"],
+        ["002.jpg"],
+        ["b.jpg", "a.jpg", "c.jpg"],
+    ]
     for group, row in blocks:
         assert np.array_equal(row, vector(3 if len(group) > 1 else group[0].year - 2000))
 
@@ -139,7 +150,9 @@ def test_captions(store):
     changed(store, write)
     assert store.captions_count() == 13
     found = store.nearest_captions(vector(hash_of("number 4")), 3)
-    assert (found[0].text, found[0].path) == ("number 4", "/photos/004.jpg") and found[0].id == ids(store)[found[0].path]
+    assert (found[0].text, found[0].path) == ("number 4", "/photos/004.jpg") and found[0].id == ids(store)[
+        found[0].path
+    ]
     assert found[0].score == pytest.approx(1, abs=1e-3) and found[0].score > found[1].score > found[2].score
     assert [one.name for one in store.pictures_of("number 4")] == ["004.jpg"]
     assert store.pictures_of("number") == [] and len(store.pictures_of("one of twelve")) == 12
@@ -168,7 +181,9 @@ def test_captions_of_pictures_that_are_gone_are_not_found(store):
 
 
 def test_captions_stay_as_they_are_but_for_the_files_own(kind, tmp_path):
-    store = filled(kind, tmp_path, [entry(1, own_captions=("own",)), entry(2, captions=("given",), own_captions=("own",))])
+    store = filled(
+        kind, tmp_path, [entry(1, own_captions=("own",)), entry(2, captions=("given",), own_captions=("own",))]
+    )
     one, two = (ids(store)[f"/photos/00{n}.jpg"] for n in (1, 2))
     assert (store.picture(one).captions, store.picture(two).captions) == (("own",), ("given",))
     changed(store, lambda writer: writer.caption([(one, ("own", "added"))]))
@@ -220,7 +235,9 @@ def test_known_and_problems(store):
     changed(store, lambda writer: writer.remove([], ["/photos/\udcff.jpg"]))
     known, problems = changed(store, look)
     assert problems == {} and "/photos/bad.jpg" in known
-    changed(store, lambda writer: writer.write([], [("/photos/bad.jpg", 7, 8, "again"), ("/photos/bad.jpg", 9, 9, "last")]))
+    changed(
+        store, lambda writer: writer.write([], [("/photos/bad.jpg", 7, 8, "again"), ("/photos/bad.jpg", 9, 9, "last")])
+    )
     known, problems = changed(store, look)
     assert problems == {"/photos/bad.jpg": (9, 9)} and "/photos/bad.jpg" not in known and len(store) == 12
 
@@ -317,9 +334,8 @@ def test_readers_see_one_moment_until_they_refresh(store):
 
 def test_a_second_writer_is_told_who_writes(store):
     other = open_store(store.place)
-    with store.writing(print):
-        with pytest.raises(DataError, match="another process is writing to the library: process"):
-            changed(other, lambda writer: None)
+    with store.writing(print), pytest.raises(DataError, match="another process is writing to the library: process"):
+        changed(other, lambda writer: None)
     changed(other, lambda writer: writer.write([entry(20)], []))
     assert len(other) == 13
 

@@ -15,7 +15,7 @@ from PIL import Image
 import cliplet
 from cliplet.library.library import Library
 from cliplet.serve.app import create_app
-from cliplet.serve.server import _config, _Server, listen
+from cliplet.serve.server import Server, listen, server_config
 from cliplet.serve.settings import Settings
 
 FORMATS = ("png", "jpg", "webp")
@@ -147,7 +147,7 @@ def _running(libraries, address="127.0.0.1", **settings):
     chosen = Settings(port=0, **settings)
     with listen("127.0.0.1", 0) as listening:
         app = create_app(libraries, chosen, address)
-        server = _Server(_config(app, chosen))
+        server = Server(server_config(app, chosen))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         end = time.monotonic() + 20

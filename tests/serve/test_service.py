@@ -75,6 +75,7 @@ def test_there_is_nothing_at_other_addresses(service, path):
 def test_wrong_methods_and_names_are_told(service):
     assert service.refused("DELETE", "/api/photos/pictures/1")[0] == 405
     assert service.ask("PUT", "/api/libraries")[1]["allow"] == "GET"
+    assert service.ask("PUT", "/api/photos/search")[1]["allow"] == "GET, POST"
     status, _, hint = service.refused("GET", "/api/photoz/search?q=a")
     assert status == 404 and "photos" in hint
 

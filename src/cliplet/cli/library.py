@@ -44,7 +44,7 @@ def index(words: list[str]) -> None:
         follow_links: bool = False
         """Follow links that lead out of the folders."""
         engine: str = "auto"
-        """openvino, onnxruntime or torch; auto takes the fastest that is right."""
+        """openvino, onnxruntime or torch; auto takes the fastest that is right. ray is the same as --workers ray."""
         precision: str = "auto"
         """fp32 or bf16; auto takes bf16 only where it is as good."""
         dims: int | None = None
@@ -52,7 +52,7 @@ def index(words: list[str]) -> None:
         batch_size: int | None = None
         """Pictures that the engine gets at once; by itself what suits it."""
         workers: Literal["local", "ray"] = "local"
-        """ray spreads the work over a cluster, or this machine's cores; the library is then a lance:URI."""
+        """ray spreads the work over a cluster, or this machine's cores; the library is lance:URI (docs/scale.md)."""
         json: bool = False
         """Print JSON instead of text (docs/json.md)."""
         quarantine: Path | None = None
@@ -61,11 +61,18 @@ def index(words: list[str]) -> None:
     options: Options = parse(Options, "index", words, index.__doc__ or "")
     refuse_below(dims=(options.dims, 1), batch_size=(options.batch_size, 1))
 
+    if options.engine == "ray":
+        options.engine, options.workers = "auto", "ray"
+
     def say(message: str) -> None:
         print(message, file=sys.stderr)
 
     if options.repair:
         from cliplet.library.repair import repair
+        from cliplet.library.store import LANCE
+
+        if options.library.startswith(LANCE):
+            raise ConfigError("--repair mends folders; a table in LanceDB keeps its earlier versions (docs/scale.md)")
 
         repair(Path(options.library), say)
     from cliplet.console import speed_bar
@@ -77,7 +84,7 @@ def index(words: list[str]) -> None:
             captions=options.captions or None,
             model=options.model or None,
             **{name: getattr(options, name) for name in ("engine", "precision", "dims", "upgrade", "forget", "wait")},
-            **{name: getattr(options, name) for name in ("follow_links", "quarantine", "batch_size")},
+            **{name: getattr(options, name) for name in ("follow_links", "quarantine", "batch_size", "workers")},
             tell=tell,
             say=say,
         )

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cliplet.data.places import TAR_MEMBER, file_name
-from cliplet.data.readers.collector import writable
-from cliplet.data.records import ImageTextSource, Records, held_out
+from cliplet.data.records import ImageTextSource, Records, held_out, writable
 from cliplet.data.remotes import shown
 from cliplet.data.shards import JOURNAL, MANIFEST, PART, QUARANTINE, SHARD, Manifest, Settings, index_name
 from cliplet.errors import ConfigError, DataError

@@ -22,8 +22,7 @@ from cliplet.data.pack_plan import FORMATS, Plan
 from cliplet.data.places import file_name, read_bytes
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.readers import read_source
-from cliplet.data.readers.collector import writable
-from cliplet.data.records import ImageText, Problem
+from cliplet.data.records import ImageText, Problem, writable
 from cliplet.data.shards import (
     JOURNAL,
     MANIFEST,

@@ -39,6 +39,11 @@ class Problem:
     reason: str
 
 
+def writable(text: str) -> str:
+    """The text with what cannot be written in UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class Texts(Sequence[str]):
     """Many short texts as one run of UTF-8 with two numbers each, where a list of str would take 50 bytes more apiece.
 

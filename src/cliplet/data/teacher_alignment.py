@@ -47,7 +47,7 @@ def _path(place: str) -> str:
 
 
 def _whole(file: str) -> str:
-    file = os.path.abspath(file)  # noqa: PTH100  # a Path takes ten times as long
+    file = os.path.abspath(file)  # a Path takes ten times as long
     return file if os.sep == "/" else file.replace(os.sep, "/")
 
 

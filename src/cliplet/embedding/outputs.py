@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cliplet import __version__
-from cliplet.data.readers.collector import writable
+from cliplet.data.records import writable
 from cliplet.embedding.inputs import Inputs
 from cliplet.embedding.work import ABOUT, DATASET, FEATURES, NAMES, OLD, TABLE, Job, Work
 from cliplet.errors import INSTALL_SCALE, ConfigError, DataError, ModelError

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from cliplet.data.quarantine import Quarantine
-from cliplet.data.readers.collector import writable
-from cliplet.data.records import Problem
+from cliplet.data.records import Problem, writable
 from cliplet.embedding import outputs
 from cliplet.embedding.inputs import Inputs, Pictures
 from cliplet.embedding.work import Interrupted, Job, Work, alone

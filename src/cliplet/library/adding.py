@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cliplet.data.quarantine import Quarantine
-from cliplet.data.readers.collector import writable
-from cliplet.errors import DataError
+from cliplet.data.records import writable
+from cliplet.errors import ConfigError, DataError, nearest
 from cliplet.library.background import everyday_queries
 from cliplet.library.fit import calibrate, is_stale
 from cliplet.library.indexing import Counts, Indexing, one_line_each, read_captions
@@ -44,6 +44,7 @@ def add_to(
     follow_links: bool = False,
     quarantine: Path | None = None,
     batch_size: int | None = None,
+    workers: str = "local",
     tell: Tell = lambda done, total: None,
     say: Say = lambda message: None,
 ) -> IndexSummary:
@@ -53,6 +54,7 @@ def add_to(
     `upgrade`: embed all anew with another model; the library answers with the old vectors until the end. `forget`:
     folders that go, with their pictures. `wait` for another process that is writing, instead of saying so.
     `follow_links` that lead out of the folders. `quarantine`: where files that could not be read are written down.
+    `workers`: `local`, this process's, or `ray`, on any number of machines (docs/scale.md).
     `tell` hears (done, total) files, `say` what people should know.
 
     Raises DataError where a folder is not there or vanishes, another process writes, or the vectors are another
@@ -73,7 +75,7 @@ def add_to(
             raise DataError(
                 f"{library.store.place}: has no folders yet", "Name one: cliplet index FOLDER --library LIBRARY."
             )
-        indexing = Indexing(writer, model_of.encoder, Quarantine(quarantine), tell, say, batch_size)
+        indexing = _indexing(workers)(writer, model_of.encoder, Quarantine(quarantine), tell, say, batch_size)
         counts = indexing.run(roots, _captions(captions, new_roots or roots), follow_links)
         _finish(library, writer, model_of, counts, upgrade)
     library.refresh()
@@ -94,6 +96,16 @@ def add_to(
         seconds=round(time.monotonic() - began, 3),
         pictures_per_second=round(embedded / counts.seconds, 1) if embedded and counts.seconds else None,
     )
+
+
+def _indexing(workers: str) -> type[Indexing]:
+    if workers == "ray":
+        from cliplet.library.bulk import RayIndexing
+
+        return RayIndexing
+    if workers != "local":
+        raise ConfigError(f"there are no workers {workers!r}", nearest(workers, ["local", "ray"]))
+    return Indexing
 
 
 def _captions(

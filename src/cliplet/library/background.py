@@ -16,8 +16,8 @@ a window | a kitchen | a bathroom | a bed | a sofa | a dining table | a desk wit
 a mountain | a lake | a river | a waterfall | a forest | a desert | a field of flowers | a garden | a tree | a beach
 the open sea | waves | an island | a cloudy sky | a rainbow | the moon | fireworks | a campfire | a snowman | a cave
 a cake | a pizza | a bowl of soup | a plate of vegetables | fruit | bread | a cup of coffee | a glass of wine
-ice cream | a toy | a ball | a kite | a balloon | a book | a letter | a map | a telephone | a camera | a painting | a flag
-a bunch of roses | a mushroom | a spider in its web | a tent | a swimming pool
+ice cream | a toy | a ball | a kite | a balloon | a book | a letter | a map | a telephone | a camera | a painting
+a flag | a bunch of roses | a mushroom | a spider in its web | a tent | a swimming pool
 """
 _SETTINGS = """
 at night | in the snow | in the rain | at sunset | in black and white | on the grass | in the city | near water

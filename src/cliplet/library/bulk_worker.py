@@ -1,4 +1,4 @@
-"""What a worker of `cliplet index --workers ray` does, on whatever machine it is: read, embed, write files of the table.
+"""A worker of `cliplet index --workers ray`, on whatever machine: it reads, embeds and writes files of the table.
 
 The files belong to the table only once the driver says so (`bulk.py`). So a block of pictures that is done twice, since
 a worker was lost in between, is in the library once.
@@ -25,7 +25,7 @@ from cliplet.files import cache_folder
 from cliplet.library.indexing import read_file
 from cliplet.library.lance_changes import written
 from cliplet.library.lance_rows import Before, picture_row, pictures_table
-from cliplet.library.lance_tables import Place, vectors_column, vectors_of
+from cliplet.library.lance_tables import Place
 from cliplet.library.records import joined, listed
 from cliplet.library.store import Entry
 
@@ -125,7 +125,7 @@ class Report:
         if plain:
             entry = Entry(task.path, about.bytes, about.changed, about.content, about.columns, task.captions)
             self._rows.append(picture_row(entry, task.id, task.before))
-            self.said["plain"].append(task.number)
+            self.said["plain"].append((task.number, task.id, about.content.hex()))
         else:
             self.said["special"].append((task.number, asdict(about) | {"content": about.content.hex()}))
 

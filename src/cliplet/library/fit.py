@@ -1,15 +1,17 @@
-"""How well a picture fits a query, judged by how other queries fit it. Q background queries, K pictures, D dims.
+"""How well a picture fits a query, judged by other queries. Q background queries, K pictures, S pictures of a sample.
 
-A cosine says little by itself: it depends on the model, and some pictures are close to every sentence. So the score of
-a picture is held against those that some 500 everyday queries have with the same picture (the bank of queries of
-Bogolin et al., Cross Modal Retrieval with Querybank Normalisation, 2022, used to judge instead of to rank). `fit` is
-the part of them that it beats. How many deviations it lies above their mean says whether anything fits at all: the best
-picture of a sentence that no photograph shows seldom stands out as far as that of one that fits.
+A cosine says little by itself: what is high depends on the model, the library and the kind of query. So a score is held
+against the best ones of a background of some 500 everyday queries: `fit` is the part of them whose best picture in the
+library is less close to them than this picture is to this query. Judging by a bank of other queries is an idea of
+Bogolin et al. (Cross Modal Retrieval with Querybank Normalisation, 2022), who use it to rank.
+
+Nothing fits a sentence where pictures come no closer to it than to most sentences that no photograph shows. Of the
+ways that were tried to tell the two apart (docs/results.md, Search) the closeness of the nearest pictures was the best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,9 +23,9 @@ from cliplet.library.store import Calibration, Store
 if TYPE_CHECKING:
     from cliplet.runtime.encoder import Encoder
 
-SAMPLE = 1000  # pictures of a library by which spreads are measured, and queries by picture are judged
-LOOKED_AT = 10  # pictures of a query, the nearest, of which the one that stands out most counts
-UNSEEN_SHARE = 0.9  # of sentences that fit nothing, those that are to be told so
+SAMPLE = 1000  # pictures of a library by which spreads are measured, and queries that hold pictures are judged
+LOOKED_AT = 10  # pictures, the nearest, by which it is judged whether anything fits
+UNSEEN_SHARE = 0.85  # of sentences that fit nothing, those that are to be told so
 STALE = 2.0  # a library that has grown by so much is calibrated anew
 
 
@@ -52,35 +54,47 @@ def combine(parts: Sequence[Part], calibration: Calibration) -> Combined:
     return Combined(np.asarray(total_D / length, dtype=np.float32), tuple(parts))
 
 
-def judge(
-    query: Combined, features_KD: np.ndarray, calibration: Calibration, sample_SD: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of each picture its fit (K,), 0 to 100, and how many deviations its score lies above the background's mean (K,).
-
-    The background of a query of several terms has everyday queries, and pictures of the library (`sample_SD`), in the
-    place of its terms.
-    """
-    background_QD = _background(query, calibration, sample_SD)
-    if not len(background_QD) or not len(features_KD):
-        return np.zeros(len(features_KD)), np.zeros(len(features_KD))
-    others_KQ = features_KD @ background_QD.T
-    score_K = features_KD @ query.vector_D
-    fit_K = 100.0 * (others_KQ < score_K[:, None]).mean(axis=1)
-    return fit_K, (score_K - others_KQ.mean(axis=1)) / np.maximum(others_KQ.std(axis=1), 1e-6)
+def fits(
+    query: Combined, score_K: np.ndarray, calibration: Calibration, sample: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """(K,) from 0 to 100, of pictures with these scores. `sample` gives features of pictures (S, D)."""
+    tops = calibration.tops if only_sentences(query) else _tops_of_such(query, calibration, sample())
+    if not len(tops):
+        return np.zeros(len(score_K))
+    return 100.0 * np.searchsorted(tops, score_K) / len(tops)
 
 
-def _background(query: Combined, calibration: Calibration, sample_SD: np.ndarray) -> np.ndarray:
-    texts_QD = calibration.background_QD
-    if len(query.parts) == 1 and query.parts[0].weight > 0:
-        return sample_SD if query.parts[0].picture else texts_QD
+def closeness(score_K: Sequence[float] | np.ndarray) -> float:
+    """How close a library comes to a query, by the scores of its nearest pictures, the best first."""
+    nearest = np.asarray(score_K[:LOOKED_AT], dtype=np.float64)
+    return float((nearest[0] + nearest.mean()) / 2)
+
+
+def only_sentences(query: Combined) -> bool:
+    """Whether a query is a sentence, or a sum of some, as the everyday queries are."""
+    return all(not part.picture and part.weight > 0 for part in query.parts)
+
+
+def _tops_of_such(query: Combined, calibration: Calibration, sample_SD: np.ndarray) -> np.ndarray:
+    """The best scores of queries that are made like this one, of everyday queries and pictures of the library, with
+    the pictures of the sample; ascending."""
+    only_pictures = all(part.picture for part in query.parts)
+    texts_QD = sample_SD if only_pictures else calibration.background_QD
     if not len(texts_QD) or not len(sample_SD):
-        return np.empty((0, len(query.vector_D)), dtype=np.float32)
+        return np.empty(0)
     random = np.random.default_rng(0)
     total_QD = np.zeros_like(texts_QD)
+    taken = []
     for part in query.parts:
         others = sample_SD if part.picture else texts_QD
-        total_QD += _scaled(part, calibration) * others[random.integers(0, len(others), len(texts_QD))]
-    return total_QD / np.maximum(np.linalg.norm(total_QD, axis=1, keepdims=True), 1e-6)
+        rows = random.integers(0, len(others), len(texts_QD))
+        taken += [rows] if part.picture else []
+        total_QD += _scaled(part, calibration) * others[rows]
+    total_QD /= np.maximum(np.linalg.norm(total_QD, axis=1, keepdims=True), 1e-6)
+    score_QS = total_QD @ sample_SD.T
+    for rows in taken:
+        score_QS[np.arange(len(rows)), rows] = -1.0  # a picture that is in the query itself is no find
+    return np.sort(score_QS.max(axis=1))
 
 
 def _scaled(part: Part, calibration: Calibration) -> float:
@@ -102,13 +116,12 @@ def calibrate(store: Store, encoder: Encoder, background_QD: np.ndarray) -> Cali
         image_spread=_spread(image_SS[~np.eye(len(sample_SD), dtype=bool)]),
         rows=len(store),
     )
-    best = []
-    for feature_D in encoder.encode_text(unseen_sentences()):
-        query = combine([Part(1.0, False, feature_D)], calibration)
-        found = store.nearest(query.vector_D, LOOKED_AT)
-        features_KD = store.features([one.picture.id for one in found])
-        best.append(float(judge(query, features_KD, calibration, sample_SD)[1].max()))
-    calibration.least_fit = float(np.quantile(best, UNSEEN_SHARE))
+    calibration.tops = sorted(store.nearest(feature_D, 1)[0].score for feature_D in background_QD)
+    unseen = [
+        [one.score for one in store.nearest(feature_D, LOOKED_AT)]
+        for feature_D in encoder.encode_text(unseen_sentences())
+    ]
+    calibration.least_fit = float(np.quantile([closeness(scores) for scores in unseen], UNSEEN_SHARE))
     return calibration
 
 

@@ -19,8 +19,7 @@ import numpy as np
 
 from cliplet.data.images import MAX_BYTES
 from cliplet.data.quarantine import Quarantine
-from cliplet.data.readers.collector import writable
-from cliplet.data.records import Problem
+from cliplet.data.records import Problem, writable
 from cliplet.errors import DataError, ImageError
 from cliplet.library.metadata import Metadata, date_parts, read_metadata
 from cliplet.library.scan import HEIC_ENDINGS, Scan, Seen, look

@@ -7,7 +7,7 @@ change are taken out and put in anew, with the same numbers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -168,6 +168,14 @@ class LanceWriter:
         ids = (*self._contents.ids(content), *self._active_contents.ids(content))
         return next((id for id in ids if id in gone), None)
 
+    def contents_of(self, ids: Collection[int]) -> set[bytes]:
+        """What pictures, of those that answer as well, have in their files."""
+        found: set[bytes] = set()
+        for table in filter(None, (self._active, self.pictures)):
+            for condition in conditions("id", ids):
+                found.update(table.rows(["content"], condition)["content"].to_pylist())
+        return found
+
     def refusal(self, path: str) -> str:
         """Why a file of this name cannot be in the library; nothing where it can."""
         return "" if is_utf8(path) else NOT_UTF8
@@ -322,11 +330,14 @@ class LanceWriter:
         first, self.about.next_id = self.about.next_id, self.about.next_id + count
         return first
 
-    def adopt(self, fragments: Sequence[Any]) -> None:
-        """New pictures, in files of the table that others wrote, with numbers that were reserved."""
+    def adopt(self, fragments: Sequence[Any], contents: Sequence[tuple[int, bytes]]) -> None:
+        """New pictures, in files of the table that others wrote, with numbers that were reserved; `contents` by
+        number."""
         with self._change():
             self.pictures.append_fragments(fragments)
             tidy(self.pictures)
+        for id, content in contents:
+            self._contents.add(content, id)
         self._waiting = None
 
 

@@ -147,12 +147,11 @@ class Library:
             return self._search_captions(combined, k, offset, condition, total)
         if by != "pictures":
             raise ConfigError(f"by = {by!r}: searched are pictures or captions")
-        found = self.store.nearest(combined.vector_D, offset + k, condition)
-        hits = self._judged(combined, found[offset:])
         from cliplet.library.fit import LOOKED_AT
 
-        first = hits if not offset else self._judged(combined, found[:LOOKED_AT])
-        return Hits([hit for hit, _ in hits], self._nothing_fits(combined, [z for _, z in first[:LOOKED_AT]]), total)
+        found = self.store.nearest(combined.vector_D, max(offset + k, LOOKED_AT), condition)
+        hits = self._judged(combined, found[offset : offset + k])
+        return Hits(hits, self._nothing_fits(combined, [one.score for one in found]), total)
 
     def captions(self, query: str | Query, k: int = 10, *, offset: int = 0) -> list[CaptionHit]:
         """The k captions of the library that fit a query best, most often a picture's. Raises as `search`."""
@@ -162,14 +161,15 @@ class Library:
 
     def scores(self, id: int, texts: Sequence[str]) -> list[tuple[float, float]]:
         """How close a picture is to each text, and how well it fits it. Raises DataError where there is no picture."""
-        from cliplet.library.fit import judge
+        from cliplet.library.fit import fits
 
-        feature_1D = self.store.features([id])
+        (feature_D,) = self.store.features([id])
         scores = []
         for text in texts:
             combined = self.combined(text)
-            fit_1, _ = judge(combined, feature_1D, self.store.calibration, self._pictures_sample())
-            scores.append((float(feature_1D[0] @ combined.vector_D), float(fit_1[0])))
+            score = float(feature_D @ combined.vector_D)
+            (fit,) = fits(combined, np.array([score]), self.store.calibration, self._pictures_sample)
+            scores.append((score, float(fit)))
         return scores
 
     def picture(self, id: int) -> Picture:
@@ -235,28 +235,22 @@ class Library:
         if not 0 <= offset <= MAX_DEPTH:
             raise ConfigError(f"at most {MAX_DEPTH:,} hits can be passed over, got {offset:,}")
 
-    def _judged(
-        self, combined: Combined, found: Sequence[Found], caption: str | None = None
-    ) -> list[tuple[Hit, float]]:
-        """Hits, each with how far it stands out."""
-        from cliplet.library.fit import judge
+    def _judged(self, combined: Combined, found: Sequence[Found]) -> list[Hit]:
+        from cliplet.library.fit import fits
 
-        if not found:
-            return []
-        features_KD = self.store.features([one.picture.id for one in found])
-        fit_K, z_K = judge(combined, features_KD, self.store.calibration, self._pictures_sample())
-        hits = [
-            Hit(one.picture.id, one.picture.path, one.score, round(float(fit), 1), one.picture, caption, one.copies)
+        score_K = np.array([one.score for one in found])
+        fit_K = fits(combined, score_K, self.store.calibration, self._pictures_sample)
+        return [
+            Hit(one.picture.id, one.picture.path, one.score, round(float(fit), 1), one.picture, copies=one.copies)
             for one, fit in zip(found, fit_K, strict=True)
         ]
-        return list(zip(hits, z_K.tolist(), strict=True))
 
-    def _nothing_fits(self, combined: Combined, z: Sequence[float]) -> bool:
-        """Whether the best stands out no further than that of a sentence that no photograph shows. Of pictures as
-        queries nothing is known to that end."""
-        calibration = self.store.calibration
-        only_texts = not any(part.picture for part in combined.parts)
-        return bool(z) and only_texts and len(calibration.background_QD) > 0 and max(z) < calibration.least_fit
+    def _nothing_fits(self, combined: Combined, scores: Sequence[float]) -> bool:
+        """Whether the library comes no closer to a sentence than to most that no photograph shows. Of other queries
+        nothing is known to that end."""
+        from cliplet.library.fit import closeness, only_sentences
+
+        return bool(scores) and only_sentences(combined) and closeness(scores) < self.store.calibration.least_fit
 
     def _search_captions(self, combined: Combined, k: int, offset: int, where: Where | None, total: int | None) -> Hits:
         hits: dict[str, Hit] = {}

@@ -56,7 +56,7 @@ def _taken(handle: int) -> bool:
             import msvcrt
 
             os.lseek(handle, 2**30, os.SEEK_SET)  # beyond what is read of it
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:  # a file system without locks

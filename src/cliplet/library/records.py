@@ -56,7 +56,7 @@ class Hit:
     id: int
     path: str
     score: float  # cosine; of a sum of terms, the weighted sum of theirs
-    fit: float  # 0 to 100: the part of everyday queries that fit this picture less well
+    fit: float  # 0 to 100: the part of everyday queries whose best picture is less close to them than this one
     picture: Picture
     caption: str | None = None  # by which it was found, where captions were searched
     copies: tuple[str, ...] = ()  # paths of further files with the same content
@@ -66,7 +66,7 @@ class Hits(list[Hit]):
     """Pictures that were found, the best first."""
 
     def __init__(self, hits: list[Hit] | None = None, nothing_fits: bool = False, total: int | None = None):
-        """`nothing_fits`: the best fits no better than pictures fit queries that have nothing to do with them.
+        """`nothing_fits`: they are no closer to the query than pictures are to sentences that no photograph shows.
         `total`: pictures that pass the filter, where there is one."""
         super().__init__(hits or [])
         self.nothing_fits = nothing_fits

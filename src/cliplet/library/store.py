@@ -64,20 +64,25 @@ class Entry:
 
 @dataclass
 class Calibration:
-    """What scores are judged by: features of everyday queries, and how far cosines spread."""
+    """What scores are judged by: everyday queries (Q), and how far cosines spread."""
 
-    background_QD: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    background_QD: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))  # their features
     text_spread: float = 1.0  # deviation of cosines between sentences and pictures
     image_spread: float = 1.0  # between pictures and pictures
-    least_fit: float = 0.0  # how far the best picture of a query that fits nothing may stand out
-    rows: int = 0  # of the library when it was taken
+    least_fit: float = -1.0  # how close pictures come to most sentences that no photograph shows
+    rows: int = 0  # pictures of the library when it was taken
+    tops: list[float] = field(default_factory=list)  # each everyday query's score with its best picture, ascending
 
 
 class Store(Protocol):
     """A library for reading."""
 
     place: str
-    identity: Identity | None  # of the model of its vectors; None while there are none
+
+    @property
+    def identity(self) -> Identity | None:
+        """Of the model of its vectors; None while there are none."""
+        ...
 
     def refresh(self) -> None:
         """Sees what others have written since. Costs next to nothing where that is nothing."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cliplet.data.readers.collector import writable
+from cliplet.data.records import writable
 from cliplet.errors import ClipletError
 from cliplet.library.query import Query
 from cliplet.library.records import CaptionHit, Hit, Picture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -12,6 +12,7 @@ from cliplet.serve.settings import MAX_FILTER, MAX_TEXTS
 
 By = Literal["pictures", "captions"]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Sentence = Annotated[Text, Field(json_schema_extra={"pattern": r"\S"})]  # checked where it can be said in words
 Filter = Annotated[str, StringConstraints(max_length=MAX_FILTER)]
 K = Annotated[int, Field(ge=1, le=MAX_K)]
 Offset = Annotated[int, Field(ge=0, le=MAX_DEPTH)]
@@ -21,6 +22,11 @@ class Form(BaseModel):
     """What all have in common."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+
+
+def _only(name: str) -> dict[str, Any]:
+    """That there is a field, in JSON Schema."""
+    return {"required": [name], "properties": {name: {"type": "string"}}}
 
 
 class Problem(Form):
@@ -35,9 +41,11 @@ class Problem(Form):
 class SearchTerm(Form):
     """One part of a query: exactly one of `text`, `id` and `upload`."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_only(name) for name in ("text", "id", "upload")]})
+
     weight: float = Field(1.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)
     """How much it counts; below 0, what it shows is not wanted."""
-    text: Text | None = None
+    text: Sentence | None = None
     """What is looked for, in words."""
     id: Annotated[str, StringConstraints(max_length=20)] | None = None
     """A picture of the library."""
@@ -133,7 +141,7 @@ class HitAnswer(Form):
     score: float
     """Cosine with the query; of several terms, the weighted sum of theirs."""
     fit: float
-    """From 0 to 100: the part of everyday queries that fit this picture less well."""
+    """From 0 to 100: the part of everyday queries whose best picture in the library is less close to them."""
     width: int
     """Pixels, upright."""
     height: int
@@ -152,7 +160,7 @@ class Answer(Form):
     hits: list[HitAnswer]
     """The best first."""
     nothing_fits: bool
-    """Whether even the best fits no better than pictures fit any query."""
+    """Whether the library comes no closer than it does to most sentences that no photograph shows."""
     total: int | None
     """Pictures that pass the filter, where there is one."""
     milliseconds: float

@@ -65,7 +65,8 @@ class Served:
         return await self._quick(lambda: self.library.search(combined, k, offset=offset, where=where, by=by))
 
     async def search_like(self, upload: Upload, k: int, where: str) -> Hits:
-        """Pictures that are like one that was sent."""
+        """Pictures that are like one that was sent just now."""
+        self._refuse_other(self.model)
         combined: Any = combine([Part(1.0, True, upload.vector_D)], self.library.store.calibration)
         return await self._quick(lambda: self.library.search(combined, k, where=where))
 

@@ -15,7 +15,7 @@ from cliplet.serve.forms import (
     Offset,
     PictureAnswer,
     ScoresAnswer,
-    Text,
+    Sentence,
 )
 from cliplet.serve.originals import FileAnswer, file_headers, unchanged_or
 from cliplet.serve.service import Service
@@ -59,7 +59,7 @@ def picture_router(service: Service) -> APIRouter:
     async def scores(
         library: str,
         id: str,
-        q: Annotated[list[Text] | None, Query(max_length=MAX_TERMS, description=SEVERAL)] = None,
+        q: Annotated[list[Sentence] | None, Query(max_length=MAX_TERMS, description=SEVERAL)] = None,
     ) -> ScoresAnswer:
         """How well texts fit a picture, and its own captions."""
         return await service.library(library).scores(id, q or [])

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from cliplet.errors import ClipletError, ImageError
 
@@ -77,8 +78,16 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = WORDS.get(error.status_code, str(error.detail))
-    return problem(error.status_code, message, "GET /docs lists what there is.", error.headers)
+    message, headers = WORDS.get(error.status_code, str(error.detail)), dict(error.headers or {})
+    if error.status_code == 405:  # the error knows of one route of this address alone
+        headers = {"allow": ", ".join(method for method in ("GET", "POST") if _takes(request, method))}
+    return problem(error.status_code, message, "GET /docs lists what there is.", headers)
+
+
+def _takes(request: Request, method: str) -> bool:
+    """Whether the address of a request takes another method."""
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 def readable(errors: Sequence[Any]) -> str:

@@ -18,7 +18,7 @@ from cliplet.serve.forms import (
     Offset,
     SearchRequest,
     SearchTerm,
-    Text,
+    Sentence,
     TextsRequest,
     UploadAnswer,
     Vectors,
@@ -35,7 +35,7 @@ def search_router(service: Service) -> APIRouter:
     @router.get("/search")
     async def search(
         library: str,
-        q: Annotated[Text, Query(description="What is looked for, in words.")],
+        q: Annotated[Sentence, Query(description="What is looked for, in words.")],
         k: Annotated[K, Query(description="How many pictures.")] = 10,
         offset: Annotated[Offset, Query(description="How many of the best are passed over.")] = 0,
         where: Annotated[Filter, Query(description="A filter: year = 2024 and width > 2000.")] = "",

@@ -46,7 +46,7 @@ def serve(
             settings = replace(settings, token=new_token())
         _log_to_standard_error()
         app = create_app(libraries, settings, host)
-        server = _Server(_config(app, settings))
+        server = Server(server_config(app, settings))
         server.when_started = lambda: _announce(libraries, settings, host, port, say, ready)
         server.run([listening])
     if server.interrupted:
@@ -83,7 +83,8 @@ def page_address(host: str, port: int, token: str) -> str:
     return f"http://{name}:{port}/" + (f"#token={quote(token, safe='')}" if token else "")
 
 
-def _config(app: Any, settings: Settings) -> uvicorn.Config:
+def server_config(app: Any, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs the application: by our own connections, and without its log."""
     return uvicorn.Config(
         app,
         http=protocol_for(settings),
@@ -100,7 +101,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
     )
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server with our own signals: SIGTERM is a good end, SIGINT is told to whoever called."""
 
     def __init__(self, config: uvicorn.Config):
@@ -109,11 +110,13 @@ class _Server(uvicorn.Server):
         self.when_started: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens, and says so."""
         await super().startup(sockets)
         self.when_started()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """While the block runs. uvicorn's own would end the process by the signal itself."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -125,6 +128,7 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came."""
         if self.should_exit:  # asked a second time: at once
             self.force_exit = True
         self.interrupted = self.interrupted or sig == signal.SIGINT

@@ -95,10 +95,15 @@ async def sent_picture(request: Request) -> bytes:
     """The file of a form. Raises Refused where there is none, or more than one."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Refused(415, "a picture is sent as multipart/form-data", "With curl: -F picture=@FILE.")
-    async with request.form(max_files=1, max_fields=8) as form:
-        for value in form.values():
-            if not isinstance(value, str):
-                return await value.read()
+    from python_multipart.exceptions import FormParserError
+
+    try:
+        async with request.form(max_files=1, max_fields=8) as form:
+            for value in form.values():
+                if not isinstance(value, str):
+                    return await value.read()
+    except FormParserError as error:  # which older versions of Starlette let through
+        raise Refused(400, f"the form cannot be read: {error}") from None
     raise Refused(422, "the form holds no file", "With curl: -F picture=@FILE.")
 
 

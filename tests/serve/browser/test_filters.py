@@ -78,7 +78,7 @@ def test_pictures_near_a_place_are_found(panel):
 
 
 def test_a_condition_of_ones_own_is_taken(panel):
-    panel.fill("#where", "width = 64 or width = 128")
+    panel.fill("#filter-where", "width = 64 or width = 128")
     count(panel, f"{PICTURES * 2 // 5} of")
     panel.fill("#filter-from", "2018")
     panel.wait_for_function("() => location.search.includes('from=2018')")
@@ -89,22 +89,22 @@ def test_a_condition_of_ones_own_is_taken(panel):
 def test_a_wrong_condition_is_told_beside_its_field(panel, open_page):
     open_page.expected.add(422)
     before = names(panel)
-    panel.fill("#where", "widht > 3")
+    panel.fill("#filter-where", "widht > 3")
     panel.wait_for_selector("#where-wrong:not(:empty)")
     assert "width" in panel.text_content("#where-wrong")
-    assert panel.get_attribute("#where", "aria-invalid") == "true"
+    assert panel.get_attribute("#filter-where", "aria-invalid") == "true"
     assert panel.get_attribute("#where-wrong", "role") == "alert"
     assert names(panel) == before, "what was found before is still there"
     assert panel.is_hidden("#trouble")
-    panel.fill("#where", "width > 100")
+    panel.fill("#filter-where", "width > 100")
     panel.wait_for_selector("#where-wrong:empty", state="attached")
     wait_for_other(panel, before)
-    assert panel.get_attribute("#where", "aria-invalid") == "false"
+    assert panel.get_attribute("#filter-where", "aria-invalid") == "false"
 
 
 def test_the_place_of_an_error_is_that_of_the_field(panel, open_page):
     open_page.expected.add(422)
-    panel.fill("#where", "width > 3 ; drop table pictures")
+    panel.fill("#filter-where", "width > 3 ; drop table pictures")
     panel.wait_for_selector("#where-wrong:not(:empty)")
     alone = panel.text_content("#where-wrong")
     assert "at character 11" in alone
@@ -119,12 +119,12 @@ def test_a_wrong_condition_in_a_link_opens_the_filters(open_page):
     page = open_page("/?q=disc&where=nonsense", ready=False)
     page.wait_for_selector("#where-wrong:not(:empty)")
     assert page.is_visible("#filters")
-    assert page.input_value("#where") == "nonsense"
+    assert page.input_value("#filter-where") == "nonsense"
 
 
 def test_filters_are_taken_away_one_by_one_and_all_at_once(panel):
     panel.fill("#filter-from", "2012")
-    panel.fill("#where", "width < 100")
+    panel.fill("#filter-where", "width < 100")
     panel.wait_for_function("() => document.querySelectorAll('#pills li').length === 2")
     panel.click("#pills button >> nth=0")
     panel.wait_for_function("() => document.querySelectorAll('#pills li').length === 1")
@@ -132,7 +132,7 @@ def test_filters_are_taken_away_one_by_one_and_all_at_once(panel):
     assert focused(panel) == "filters-button"
     panel.click("text=Clear all")
     count(panel, f"{PICTURES} pictures")
-    assert panel.input_value("#where") == ""
+    assert panel.input_value("#filter-where") == ""
     assert panel.url.endswith("/")
 
 
@@ -142,13 +142,13 @@ def test_filters_stand_in_the_address_and_go_back(panel, open_page):
     count(panel, f"{PICTURES // 2} of")
     panel.press("#filter-from", "Enter")
     found = names(panel)
-    panel.fill("#where", "width = 64")
+    panel.fill("#filter-where", "width = 64")
     wait_for_other(panel, found)
-    panel.press("#where", "Enter")
+    panel.press("#filter-where", "Enter")
     other = open_page(panel.url[len(open_page.service) :])
     assert names(other) == names(panel)
     panel.go_back()
-    panel.wait_for_function("() => document.querySelector('#where').value === ''")
+    panel.wait_for_function("() => document.querySelector('#filter-where').value === ''")
     count(panel, f"{PICTURES // 2} of")
     assert names(panel) == found
 

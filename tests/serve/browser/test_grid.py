@@ -224,3 +224,22 @@ def test_a_picture_whose_file_is_gone_is_told_by_its_name(page, open_page):
     page.reload()
     page.wait_for_selector("#grid .broken")
     assert page.locator("#grid .broken .over").first.text_content().startswith(names(page)[0])
+
+
+def test_a_question_that_is_too_long_for_an_address_is_asked_all_the_same(page):
+    with page.expect_request(lambda request: request.method == "POST") as asked:
+        page.fill("#q", "长" * 1900)
+    assert len(asked.value.post_data_json["terms"][0]["text"]) == 1900
+    page.wait_for_function("() => document.querySelector('#search-title').textContent === 'Best matches'")
+
+
+def test_a_feed_that_was_left_long_ago_is_asked_for_anew(page):
+    type_words(page, "disc")
+    page.press("#q", "Enter")
+    one = names(page)
+    page.fill("#q", "other")
+    two = wait_for_other(page, one)
+    page.evaluate("Date.now = () => new Date().getTime() + 600_000")
+    with page.expect_request(lambda request: "q=disc" in request.url):
+        page.go_back()
+    assert wait_for_other(page, two) == one

@@ -39,10 +39,10 @@ def test_all_words_can_be_read_in_light_and_in_the_dark(open_page, scheme):
     open_page.expected.add(422)
     page = open_page("/?q=disc&t=1:text:beach&t=-1:text:people&from=2012", color_scheme=scheme)
     page.click("#filters-button")
-    page.fill("#where", "nonsense")
+    page.fill("#filter-where", "nonsense")
     page.wait_for_selector("#where-wrong:not(:empty)")
     assert page.evaluate(CONTRAST) == []
-    page.fill("#where", "")
+    page.fill("#filter-where", "")
     page.wait_for_selector("#where-wrong:empty", state="attached")
     page.locator("#grid .shot").first.click()
     page.wait_for_selector("#viewer-facts dl")
@@ -112,8 +112,8 @@ def test_what_has_the_focus_can_be_seen(page):
 
 
 def test_the_first_step_of_tab_leads_over_the_head(page):
-    page.evaluate("document.activeElement.blur()")
-    page.keyboard.press("Tab")
+    page.focus("#home")
+    page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
     assert focused(page) == "results"

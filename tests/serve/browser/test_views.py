@@ -83,6 +83,17 @@ def test_a_picture_of_the_library_shows_which_captions_are_its_own(page):
             assert own == (text == f"disc number {int(name[:3])}")
 
 
+def test_a_picture_of_the_library_is_taken(open_page):
+    page = open_page("/?view=captions")
+    page.click("text=One of the library’s")
+    page.wait_for_selector(".captions li")
+    first = page.url
+    for _ in range(8):  # by chance it may be the same one again
+        page.click("text=One of the library’s")
+        page.wait_for_timeout(200)
+    assert page.url != first
+
+
 def test_a_caption_leads_to_its_picture_and_back(open_page):
     page = open_page("/?view=captions&of=id:3")
     page.wait_for_selector(".captions li")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cliplet.data.places import exists
-from cliplet.data.records import Problem, Records, RecordsBuilder
+from cliplet.data.records import Problem, Records, RecordsBuilder, writable
 from cliplet.errors import DataError
 
 MAX_WORDS = 1000  # a page of text is no caption; the model would see only its first line
@@ -215,11 +215,6 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
-
-
-def writable(text: str) -> str:
-    """The text with what cannot be written in UTF-8 as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _has_surrogates(text: str) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cliplet.data.places import tar_member
-from cliplet.data.readers.collector import clean_caption, writable
+from cliplet.data.readers.collector import clean_caption
 from cliplet.data.readers.tars import BUFFER, CAPTIONS, MAX_TEXT, PICTURES, Damage, Member, members
-from cliplet.data.records import Problem, Records, RecordsBuilder
+from cliplet.data.records import Problem, Records, RecordsBuilder, writable
 from cliplet.errors import DataError
 
 MAX_SPLIT = 40  # characters of a split's name

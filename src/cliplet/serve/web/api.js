@@ -11,6 +11,8 @@
  * @typedef {{weight: number, text?: string, id?: string, upload?: string}} Term
  */
 
+const LONG = 1500; // letters, of which each may take nine in an address
+
 /** A request that brought no answer. `status` is 0 where the service was not reached. */
 export class Problem extends Error {
   /**
@@ -29,7 +31,10 @@ export class Problem extends Error {
   /** @returns {string} in one line */
   get line() {
     const message = this.message.charAt(0).toUpperCase() + this.message.slice(1);
-    return [message, this.hint].filter(Boolean).map((text) => (/[?!]\s*$/.test(text) ? text : text.replace(/[.\s]*$/, "."))).join(" ");
+    return [message, this.hint]
+      .filter(Boolean)
+      .map((text) => (/[?!]\s*$/.test(text) ? text : text.replace(/[.\s]*$/, ".")))
+      .join(" ");
   }
 }
 
@@ -52,8 +57,9 @@ export async function ask(path, options = {}) {
       throw new Problem(0, "The answer of the service broke off");
     }
   }
+  const problem = await problemOf(response); // read first: an answer that is not read keeps its connection
   if (response.status === 401 && path !== "/api/session" && (await access.ask())) return ask(path, options);
-  throw await problemOf(response);
+  throw problem;
 }
 
 async function reach(path, options) {
@@ -97,7 +103,8 @@ export const libraries = () => ask("/api/libraries");
  */
 export function search(library, { terms, k, offset, where, by }, signal) {
   const [first] = terms;
-  if (terms.length === 1 && first.text !== undefined && first.weight === 1) {
+  const short = (first.text ?? "").length + where.length < LONG;
+  if (terms.length === 1 && first.text !== undefined && first.weight === 1 && short) {
     return ask(under(library, `search?${query({ q: first.text, k, offset, where, by })}`), { signal });
   }
   return ask(under(library, "search"), { ...json({ terms, k, offset, where, by: by || undefined }), signal });
@@ -126,7 +133,12 @@ export async function captions(library, request, signal) {
   return (await ask(under(library, "captions"), { ...json(request), signal })).captions;
 }
 
-/** The record of a picture, with all columns. @param {string} library @param {string} id @param {AbortSignal} [signal] */
+/**
+ * The record of a picture, with all columns.
+ * @param {string} library
+ * @param {string} id
+ * @param {AbortSignal} [signal]
+ */
 export const picture = (library, id, signal) => ask(under(library, `pictures/${encodeURIComponent(id)}`), { signal });
 
 /**
@@ -135,7 +147,7 @@ export const picture = (library, id, signal) => ask(under(library, `pictures/${e
  * @param {string} id
  * @param {string[]} texts
  * @param {AbortSignal} [signal]
- * @returns {Promise<{queries: TextScore[], captions: TextScore[]}>}
+ * @returns {Promise<{texts: TextScore[], captions: TextScore[]}>}
  */
 export function scores(library, id, texts, signal) {
   const values = new URLSearchParams(texts.map((text) => ["q", text]));

@@ -30,7 +30,7 @@ const page = { library, open, like, announce, choose: drop.choose };
 const filters = new FiltersPanel(store);
 const results = new Results(store, (message) => filters.refuse(message));
 const search = new SearchView(store, results, page);
-const judge = new JudgeView(store, results, page);
+new JudgeView(store, results, page);
 const captions = new CaptionsView(store, page);
 const chips = new Chips(store);
 new Viewer(store, {
@@ -96,8 +96,10 @@ function show(state, before) {
     filters.library(served);
     search.welcome(served);
   }
+  if (state.view === before.view) return;
   // Results that were found for another view are shown in this one too.
-  if (state.view !== before.view) results.tell(true);
+  results.tell(true);
+  scrollTo({ top: store.arrived ? (history.state?.y ?? 0) : 0, behavior: "instant" });
 }
 
 function box() {
@@ -126,9 +128,15 @@ function box() {
   });
   byId("clear").addEventListener("click", clear);
   byId("choose").addEventListener("click", drop.choose);
-  byId("home").addEventListener("click", plainly(() => store.set({ ...NOTHING, view: "search" })));
+  byId("home").addEventListener(
+    "click",
+    plainly(() => store.set({ ...NOTHING, view: "search" })),
+  );
   for (const link of byId("views").children) {
-    link.addEventListener("click", plainly(() => store.set({ view: link.dataset.view, picture: "" })));
+    link.addEventListener(
+      "click",
+      plainly(() => store.set({ view: link.dataset.view, picture: "" })),
+    );
   }
 }
 

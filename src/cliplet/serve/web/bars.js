@@ -5,7 +5,7 @@ import { cosine, fit } from "./words.js";
 
 /** What the two numbers mean, for titles and legends. */
 export const MEANING = {
-  fit: "Fit: of a hundred everyday queries, so many fit this picture less well.",
+  fit: "Fit: of a hundred everyday queries, so many have a best picture that is less close to them than this.",
   score: "Cosine: how close the model puts the two, from −1 to 1. Bars are drawn from 0 to the best in the list.",
 };
 

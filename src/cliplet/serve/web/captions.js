@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { bars, best, legend } from "./bars.js";
+import { anyCaptioned } from "./chance.js";
 import { byId, el, icon, plainly } from "./dom.js";
 import { address } from "./state.js";
 import * as trouble from "./trouble.js";
@@ -17,7 +18,8 @@ export class CaptionsView {
    *   open: (id: string, from: HTMLElement) => void, announce: (text: string) => void}} page
    */
   constructor(store, page) {
-    Object.assign(this, { store, page });
+    this.store = store;
+    this.page = page;
     this.box = byId("captions-view");
     this.key = "";
     this.stop = new AbortController();
@@ -49,7 +51,11 @@ export class CaptionsView {
       return;
     }
     this.list = el("ol", { class: "captions", "aria-label": "Captions, the best first" });
-    this.again = el("button", { type: "button", class: "plain", hidden: true, on: { click: () => this.more(this.stop.signal) } }, "More captions");
+    this.again = el(
+      "button",
+      { type: "button", class: "plain", hidden: true, on: { click: () => this.more(this.stop.signal) } },
+      "More captions",
+    );
     this.told = legend();
     this.told.hidden = true;
     this.box.replaceChildren(
@@ -63,7 +69,14 @@ export class CaptionsView {
     const choose = (text) =>
       el("button", { type: "button", class: "plain", on: { click: this.page.choose } }, icon("picture"), text);
     if (!state.of) {
-      return el("div", { class: "place" }, icon("picture"), el("p", {}, "Drop a picture here, paste one, or"), choose("Choose a picture"));
+      return el(
+        "div",
+        { class: "place" },
+        icon("picture"),
+        el("p", {}, "Drop a picture here, paste one, or"),
+        choose("Choose a picture"),
+        this.any(),
+      );
     }
     const image = el("img", { alt: "The picture whose captions are looked for", decoding: "async" });
     const gone = el("p", { class: "note", hidden: true }, "This browser does not hold the picture any more.");
@@ -75,7 +88,30 @@ export class CaptionsView {
       if (other && !image.src.endsWith("/thumbnail")) image.src = other;
       else image.hidden = true;
     });
-    return el("div", { class: "subject" }, image, gone, choose("Another picture"));
+    return el(
+      "div",
+      { class: "subject" },
+      image,
+      gone,
+      el("div", { class: "choices" }, choose("Another picture"), this.any()),
+    );
+  }
+
+  any() {
+    const take = async () => {
+      try {
+        const found = await anyCaptioned(this.page.library());
+        if (found) this.store.set({ of: { kind: "id", value: found.id } });
+      } catch (error) {
+        trouble.show(error, take);
+      }
+    };
+    return el(
+      "button",
+      { type: "button", class: "plain any", on: { click: take } },
+      icon("other"),
+      "One of the library’s",
+    );
   }
 
   async more(signal) {
@@ -103,7 +139,8 @@ export class CaptionsView {
     this.list.append(...page.map((hit) => this.entry(hit, most, state)));
     this.again.hidden = page.length < PAGE;
     this.told.hidden = !this.found.length;
-    if (first) this.page.announce(this.found.length ? `Captions, the best: ${this.found[0].text}` : "No caption was found.");
+    if (first)
+      this.page.announce(this.found.length ? `Captions, the best: ${this.found[0].text}` : "No caption was found.");
   }
 
   entry(hit, most, state) {
@@ -121,12 +158,21 @@ export class CaptionsView {
       el("img", { alt: "", loading: "lazy", decoding: "async", src: api.thumbnail(state.library, hit.id) }),
     );
     const words = el("p", { dir: "auto" }, seen(hit.text));
-    return el("li", {}, link, el("div", {}, words, own && el("span", { class: "own" }, "its own caption")), bars(hit, most));
+    return el(
+      "li",
+      {},
+      link,
+      el("div", {}, words, own && el("span", { class: "own" }, "its own caption")),
+      bars(hit, most),
+    );
   }
 
   /** Each picture of these captions once, as the viewer goes through them. */
   pictures() {
-    const entries = this.found.map(({ id, path }) => [id, { id, name: path.split(/[/\\]/).pop() ?? "", width: 0, height: 0 }]);
+    const entries = this.found.map(({ id, path }) => [
+      id,
+      { id, name: path.split(/[/\\]/).pop() ?? "", width: 0, height: 0 },
+    ]);
     return [...new Map(/** @type {any} */ (entries)).values()];
   }
 }

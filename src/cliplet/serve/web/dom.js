@@ -4,11 +4,12 @@ const SVG = "http://www.w3.org/2000/svg";
 
 /**
  * An element with properties and children.
- * @param {string} tag
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} tag
  * @param {Object<string, any>} [props] `class`, `on: {event: handler}`, `data: {}`; names with a dash and `role` become
  *   attributes, everything else is set as a property
  * @param {...(Node|string|null|undefined|false)} children
- * @returns {HTMLElement}
+ * @returns {HTMLElementTagNameMap[T]}
  */
 export function el(tag, props = {}, ...children) {
   const node = document.createElement(tag);
@@ -20,12 +21,12 @@ export function el(tag, props = {}, ...children) {
     else if (name.includes("-") || name === "role" || name === "for") node.setAttribute(name, String(value));
     else node[name] = value;
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  for (const child of children) if (child !== null && child !== undefined && child !== false) node.append(child);
   return node;
 }
 
 /**
- * One of the icons that index.html defines.
+ * One of the pictures of icons.svg.
  * @param {string} name
  * @returns {SVGElement}
  */
@@ -34,7 +35,7 @@ export function icon(name) {
   svg.setAttribute("class", "icon");
   svg.setAttribute("aria-hidden", "true");
   const use = document.createElementNS(SVG, "use");
-  use.setAttribute("href", `#icon-${name}`);
+  use.setAttribute("href", `/static/icons.svg#${name}`);
   svg.append(use);
   return svg;
 }

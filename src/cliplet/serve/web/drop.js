@@ -64,5 +64,6 @@ function given(files, take) {
   // Browsers do not know every kind of picture by name; what has none, the service looks at.
   const pictures = files.filter((file) => !file.type || file.type.startsWith("image/"));
   if (pictures.length) take.files(pictures.slice(0, MOST));
-  else take.refused(files.length ? "That is not a picture." : "Only files can be dropped here: save the picture first.");
+  else
+    take.refused(files.length ? "That is not a picture." : "Only files can be dropped here: save the picture first.");
 }

@@ -9,11 +9,11 @@ import { bytes, date, place, seen, whole } from "./words.js";
  *   tags: string[], added: string}} Record */
 
 /**
- * @param {{queries: import("./api.js").TextScore[], captions: import("./api.js").TextScore[]}} scores
+ * @param {{texts: import("./api.js").TextScore[], captions: import("./api.js").TextScore[]}} scores
  * @returns {Node[]}
  */
 export function scoreLists(scores) {
-  const most = best([...scores.queries, ...scores.captions]);
+  const most = best([...scores.texts, ...scores.captions]);
   const list = (title, entries) =>
     entries.length
       ? [
@@ -25,7 +25,7 @@ export function scoreLists(scores) {
           ),
         ]
       : [];
-  const parts = [...list("Searched for", scores.queries), ...list("Captions", scores.captions)];
+  const parts = [...list("Searched for", scores.texts), ...list("Captions", scores.captions)];
   return parts.length ? [...parts, legend()] : [];
 }
 
@@ -50,7 +50,11 @@ export function factList(record, actions) {
   ];
   return [
     el("h3", {}, "Details"),
-    el("dl", { class: "facts" }, ...rows.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+    el(
+      "dl",
+      { class: "facts" },
+      ...rows.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+    ),
   ];
 }
 
@@ -60,7 +64,12 @@ function where({ latitude, longitude }, { near }) {
     {},
     place(latitude, longitude),
     " ",
-    el("button", { type: "button", class: "pill", on: { click: () => near(latitude, longitude) } }, icon("place"), "Pictures near here"),
+    el(
+      "button",
+      { type: "button", class: "pill", on: { click: () => near(latitude, longitude) } },
+      icon("place"),
+      "Pictures near here",
+    ),
   );
 }
 
@@ -69,7 +78,21 @@ function tags(record, { tag }) {
     "ul",
     { class: "tags" },
     ...record.tags.map((text) =>
-      el("li", {}, el("button", { type: "button", class: "pill", dir: "auto", title: "Pictures with this tag", on: { click: () => tag(text) } }, seen(text))),
+      el(
+        "li",
+        {},
+        el(
+          "button",
+          {
+            type: "button",
+            class: "pill",
+            dir: "auto",
+            title: "Pictures with this tag",
+            on: { click: () => tag(text) },
+          },
+          seen(text),
+        ),
+      ),
     ),
   );
 }

@@ -6,6 +6,9 @@ import { withUploads } from "./uploads.js";
 export const PAGE = 60;
 const MOST_AT_ONCE = 600;
 const KEPT = 8;
+const LARGE = 2400; // pictures; a feed of more is not kept when another one is shown
+const FRESH = 5 * 60_000; // milliseconds; later the library may hold others
+const DEEPEST = 100_000; // pictures that the service goes down to
 
 /**
  * @typedef {{library: string, terms: api.Term[], where: string, by: string}} Question
@@ -27,6 +30,8 @@ export class Feed {
     this.loading = null;
     this.stop = new AbortController();
     this.seen = new Set();
+    this.offset = 0;
+    this.asked = Date.now();
   }
 
   /**
@@ -46,7 +51,6 @@ export class Feed {
     this.stop = new AbortController();
     const { library, terms, where, by } = this.question;
     const { signal } = this.stop;
-    this.offset ??= 0;
     const request = { k, offset: this.offset, where };
     const answer = terms.length
       ? await withUploads(library, terms, (known) => api.search(library, { ...request, terms: known, by }, signal))
@@ -63,7 +67,7 @@ export class Feed {
       this.total = answer.total;
       this.milliseconds = answer.milliseconds;
     }
-    this.ended = answer.hits.length < k || (answer.total !== null && this.offset >= answer.total);
+    this.ended = answer.hits.length < k || this.offset >= (answer.total ?? DEEPEST);
   }
 
   /** Its running request is of no use any more. */
@@ -81,12 +85,12 @@ const feeds = new Map();
  */
 export function feedOf(question) {
   const key = JSON.stringify(question);
-  const feed = feeds.get(key) ?? new Feed(question);
+  const known = feeds.get(key);
+  const feed = known && Date.now() - known.asked < FRESH ? known : new Feed(question);
   feeds.delete(key);
   feeds.set(key, feed);
-  for (const old of feeds.keys()) {
-    if (feeds.size <= KEPT) break;
-    feeds.delete(old);
+  for (const [old, { hits }] of feeds) {
+    if (old !== key && (feeds.size > KEPT || hits.length > LARGE)) feeds.delete(old);
   }
   return feed;
 }

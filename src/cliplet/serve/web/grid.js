@@ -138,7 +138,9 @@ export class Grid {
   /** In the order in which they are read. */
   insert(at) {
     const row = this.drawn.get(at);
-    const next = [...this.drawn.keys()].filter((other) => other > at && this.drawn.get(other)?.parentNode).sort((a, b) => a - b)[0];
+    const next = [...this.drawn.keys()]
+      .filter((other) => other > at && this.drawn.get(other)?.parentNode)
+      .sort((a, b) => a - b)[0];
     if (row) this.container.insertBefore(row, next === undefined ? null : (this.drawn.get(next) ?? null));
   }
 
@@ -153,6 +155,7 @@ export class Grid {
     const row = el("div", { class: "row", role: "row", "aria-rowindex": at + 1 }, ...cells);
     row.style.top = `${top}px`;
     row.style.height = `${height}px`;
+    row.style.gap = `${this.gap}px`;
     return row;
   }
 

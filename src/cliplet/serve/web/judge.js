@@ -2,13 +2,15 @@
 
 import * as api from "./api.js";
 import { bars, best, legend } from "./bars.js";
+import { anyCaptioned } from "./chance.js";
 import { byId, el, icon, plainly } from "./dom.js";
 import { address } from "./state.js";
+import * as trouble from "./trouble.js";
 import { counted, date, seen, whole } from "./words.js";
 
 /** @typedef {import("./feed.js").Feed} Feed */
 
-const FARTHEST = 1e6; // that the service counts to
+const LONGEST = 2000; // letters that the service takes
 const SAME = 20; // captions of the library that are looked through for the one that is judged
 
 export class JudgeView {
@@ -19,7 +21,9 @@ export class JudgeView {
    *   announce: (text: string) => void}} page
    */
   constructor(store, results, page) {
-    Object.assign(this, { store, results, page });
+    this.store = store;
+    this.results = results;
+    this.page = page;
     /** @type {Feed|null} */
     this.feed = null;
     this.drawn = 0;
@@ -49,7 +53,12 @@ export class JudgeView {
     );
     byId("pictures-view").append(
       el("h2", { id: "pictures-title" }, "Caption → pictures"),
-      el("div", { class: "take" }, el("p", { class: "lead" }, "How the model ranks the pictures for a caption. Write one above, or take"), another),
+      el(
+        "div",
+        { class: "take" },
+        el("p", { class: "lead" }, "How the model ranks the pictures for a caption. Write one above, or take"),
+        another,
+      ),
       el("div", { class: "line" }, this.verdict, this.summary),
       this.notice,
       this.told,
@@ -156,9 +165,10 @@ export class JudgeView {
 
   judge() {
     const hits = this.feed?.hits ?? [];
-    for (const entry of this.list.children) {
-      entry.classList.toggle("right", this.written.has(entry.dataset.id));
-      entry.querySelector(".own").hidden = !this.written.has(entry.dataset.id);
+    for (const entry of this.list.querySelectorAll("li")) {
+      const right = this.written.has(entry.dataset.id);
+      entry.classList.toggle("right", right);
+      entry.querySelector(".own").toggleAttribute("hidden", !right);
     }
     const place = hits.findIndex(({ id }) => this.written.has(id));
     this.verdict.hidden = !this.written.size;
@@ -170,17 +180,12 @@ export class JudgeView {
 
   /** A caption of any picture of the library. */
   async another() {
-    const { library } = this.store.state;
-    const held = this.page.library()?.pictures ?? 0;
-    for (let tries = 0; tries < 5 && held; tries += 1) {
-      const offset = Math.floor(Math.random() * Math.min(held, FARTHEST));
-      const [hit] = (await api.newest(library, { k: 1, offset, where: "" }).catch(() => ({ hits: [] }))).hits;
-      const captions = /** @type {any} */ (hit)?.captions ?? [];
-      if (captions.length) {
-        this.store.set({ q: captions[Math.floor(Math.random() * captions.length)].slice(0, 2000) });
-        return;
-      }
+    try {
+      const found = await anyCaptioned(this.page.library());
+      if (found) this.store.set({ q: found.caption.slice(0, LONGEST) });
+      else this.page.announce("No caption was found.");
+    } catch (error) {
+      trouble.show(error, () => this.another());
     }
-    this.page.announce("No caption was found.");
   }
 }

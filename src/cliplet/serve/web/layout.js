@@ -19,8 +19,8 @@ export function shape({ width, height }) {
 /**
  * Rows of pictures. Each new picture changes only the last row, so what stands stays.
  * @param {number[]} shapes width over height of each picture
- * @param {{width: number, target: number, gap: number, ended: boolean}} options pixels; `target` is the height that rows
- *   come close to. Until it has `ended`, a last row that is not full waits for its pictures.
+ * @param {{width: number, target: number, gap: number, ended: boolean}} options pixels; `target` is the height that
+ *   rows come close to. Until it has `ended`, a last row that is not full waits for its pictures.
  * @returns {Row[]}
  */
 export function rows(shapes, { width, target, gap, ended }) {

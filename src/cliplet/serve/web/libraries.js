@@ -5,8 +5,15 @@ import { counted } from "./words.js";
 
 /** @typedef {import("./api.js").LibraryFacts} LibraryFacts */
 
-/** The last part of where a model came from; the whole stands in the title. @param {string} model */
-const short = (model) => model.replace(/[/\\]+$/, "").split(/[/\\]/).pop() || model;
+/**
+ * The last part of where a model came from, of a run its folder; the whole stands in the title.
+ * @param {string} model
+ */
+const short = (model) =>
+  model
+    .replace(/[/\\]+((model|last)[/\\]*)?$/, "")
+    .split(/[/\\]/)
+    .pop() || model;
 
 /** @param {LibraryFacts} library */
 const facts = ({ model, dims, pictures }) => `${short(model)} · ${dims}-d · ${counted(pictures, "picture")}`;

@@ -1,4 +1,4 @@
-// The pictures that answer what the state asks for: asked for as one types, and never an older answer after a newer one.
+// The pictures that answer what the state asks for: as one types, and never an older answer after a newer one.
 
 import { byId, debounced } from "./dom.js";
 import { feedOf, forget } from "./feed.js";

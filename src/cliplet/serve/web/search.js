@@ -18,7 +18,9 @@ export class SearchView {
    *   like: (id: string) => void, announce: (text: string) => void}} page
    */
   constructor(store, results, page) {
-    Object.assign(this, { store, results, page });
+    this.store = store;
+    this.results = results;
+    this.page = page;
     /** @type {Feed|null} */
     this.feed = null;
     this.grid = new Grid(byId("grid"), {
@@ -85,7 +87,10 @@ export class SearchView {
     byId("welcome").hidden = searched || Boolean(feed.question.where);
     byId("search-title").textContent = searched ? "Best matches" : feed.question.where ? "Pictures" : "Newest pictures";
     const count = feed.total ?? held;
-    const among = feed.question.where && held > count ? `${whole(count)} of ${counted(held, "picture")}` : counted(count, "picture");
+    const among =
+      feed.question.where && held > count
+        ? `${whole(count)} of ${counted(held, "picture")}`
+        : counted(count, "picture");
     const time = searched ? ` · ${Math.max(1, Math.round(feed.milliseconds))} ms` : "";
     // How signs between words were understood; the chips show the rest.
     const typed = parse(this.store.state.q);
@@ -105,9 +110,19 @@ export class SearchView {
   welcome(library) {
     byId("lead").textContent = library.examples.length ? "Describe what a picture shows, or drop one here. Try" : "";
     byId("examples").replaceChildren(
-      ...library.examples.slice(0, 8).map((text) =>
-        el("li", {}, el("button", { type: "button", class: "pill", dir: "auto", on: { click: () => this.store.set({ q: text }) } }, text)),
-      ),
+      ...library.examples
+        .slice(0, 8)
+        .map((text) =>
+          el(
+            "li",
+            {},
+            el(
+              "button",
+              { type: "button", class: "pill", dir: "auto", on: { click: () => this.store.set({ q: text }) } },
+              text,
+            ),
+          ),
+        ),
     );
   }
 

@@ -9,7 +9,17 @@
  */
 
 export const FILTERS = /** @type {(keyof Filters)[]} */ ([
-  "from", "to", "width", "height", "format", "caption", "tag", "camera", "near", "km", "where",
+  "from",
+  "to",
+  "width",
+  "height",
+  "format",
+  "caption",
+  "tag",
+  "camera",
+  "near",
+  "km",
+  "where",
 ]);
 export const LEAST_WEIGHT = 0.1;
 export const MOST_WEIGHT = 2;
@@ -43,7 +53,10 @@ export function read(search) {
     library: values.get("library") ?? usual.library,
     view: /** @type {State["view"]} */ (VIEWS.includes(view) ? view : "search"),
     q: values.get("q") ?? "",
-    chips: values.getAll("t").map(readChip).filter((chip) => chip !== null),
+    chips: values
+      .getAll("t")
+      .map(readChip)
+      .filter((chip) => chip !== null),
     filters,
     by: values.get("by") === "captions" ? "captions" : "",
     of: of && of.kind !== "text" ? /** @type {State["of"]} */ (of) : null,
@@ -108,7 +121,7 @@ export class Store {
 
   /**
    * @param {Partial<State>} change
-   * @param {"push"|"replace"|"typing"} [how] a step that goes back by itself; none; or one for all that is typed in a row
+   * @param {"push"|"replace"|"typing"} [how] a step of the history; none; or one for all that is typed in a row
    */
   set(change, how = "push") {
     const next = { ...this.state, ...change };

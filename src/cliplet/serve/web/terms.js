@@ -9,8 +9,8 @@ const BETWEEN = /\s+([+\-−–])\s+/;
 const WEIGHT = /^(\d+(?:\.\d*)?|\.\d+)\*?\s+(?=\S)/;
 
 /**
- * The words of the box, as the command line reads them. A plus or minus between blanks makes terms of what stands around
- * it, as in `beach + sunset - 0.5 people`; in quotation marks it is a letter like others.
+ * The words of the box, as the command line reads them. A plus or minus between blanks makes terms of what stands
+ * around it, as in `beach + sunset - 0.5 people`; in quotation marks it is a letter like others.
  * @param {string} text
  * @returns {{text: string, weight: number}[]}
  */
@@ -40,7 +40,10 @@ export function terms(state) {
   const typed = state.q.trim();
   const words = state.view === "pictures" ? [{ text: typed, weight: 1 }].filter((term) => term.text) : parse(typed);
   const chips = state.chips.filter((chip) => chip.value.trim());
-  return [...words, ...chips.map((chip) => ({ weight: Number(chip.weight.toFixed(2)), [chip.kind]: chip.value.trim() }))];
+  return [
+    ...words,
+    ...chips.map((chip) => ({ weight: Number(chip.weight.toFixed(2)), [chip.kind]: chip.value.trim() })),
+  ];
 }
 
 /**

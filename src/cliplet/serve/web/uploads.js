@@ -96,7 +96,7 @@ export async function shown(token) {
   return { url: urls.get(token) ?? "", name: entry.name };
 }
 
-/** A picture that is small enough to be sent soon; the file itself where it is, or where this browser cannot read it. */
+/** A picture that is small enough to be sent soon: the file itself, or a smaller one where this browser can read it. */
 async function sendable(blob) {
   if (blob.size <= LARGE) return blob;
   try {

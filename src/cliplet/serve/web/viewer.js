@@ -9,7 +9,8 @@ import { Zoom } from "./zoom.js";
 
 /**
  * @typedef {{list: () => {id: string, name: string, width: number, height: number}[], more: () => Promise<void>,
- *   like: (id: string) => void, captions: (id: string) => void, hasCaptions: () => boolean, near: (latitude: number, longitude: number) => void,
+ *   like: (id: string) => void, captions: (id: string) => void, hasCaptions: () => boolean,
+ *   near: (latitude: number, longitude: number) => void,
  *   tag: (tag: string) => void, closed: (id: string) => void, announce: (text: string) => void}} Around
  */
 

@@ -11,10 +11,12 @@ const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 /** Texts with this in them. `%` is any letters there and has no escape, so one that is meant is any one letter. */
 const containing = (text) => `like ${quoted(`%${text.replaceAll("%", "_")}%`)}`;
 
-const number = (text) => {
-  const value = Number((text ?? "").replace(",", "."));
-  return text?.trim() && Number.isFinite(value) ? value : null;
-};
+/**
+ * What a person writes as a number, with a comma or a point; null where it is none, or below 0.
+ * @param {string|undefined} text
+ * @returns {number|null}
+ */
+export const number = (text) => (/^\s*\d+([.,]\d+)?\s*$/.test(text ?? "") ? Number(text.replace(",", ".")) : null);
 
 /**
  * Latitude and longitude out of "48.2, 16.37".
@@ -22,7 +24,10 @@ const number = (text) => {
  * @returns {[number, number]|null}
  */
 export function coordinates(text) {
-  const parts = (text ?? "").split(/[,;\s]+/).filter(Boolean).map(Number);
+  const parts = (text ?? "")
+    .split(/[,;\s]+/)
+    .filter(Boolean)
+    .map(Number);
   const fits = parts.length === 2 && Math.abs(parts[0]) <= 90 && Math.abs(parts[1]) <= 180;
   return fits ? [parts[0], parts[1]] : null;
 }

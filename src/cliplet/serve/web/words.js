@@ -1,8 +1,20 @@
 // Numbers, dates and names as people read them.
 
 const WHOLE = new Intl.NumberFormat("en");
-const MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-  "November", "December"];
+const MONTHS = [
+  "January",
+  "February",
+  "March",
+  "April",
+  "May",
+  "June",
+  "July",
+  "August",
+  "September",
+  "October",
+  "November",
+  "December",
+];
 
 /** @param {number} value */
 export const whole = (value) => WHOLE.format(value);

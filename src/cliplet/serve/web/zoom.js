@@ -10,7 +10,9 @@ export class Zoom {
    * @param {{changed: (zoomed: boolean) => void, swiped: (step: 1|-1) => void}} told
    */
   constructor(stage, image, told) {
-    Object.assign(this, { stage, image, told });
+    this.stage = stage;
+    this.image = image;
+    this.told = told;
     this.width = 1;
     this.height = 1;
     this.zoomed = false;
