@@ -85,7 +85,7 @@ bench-search: $(VENV)/.dev
 	cut -f2 $(DATA)/Flickr8k.token.txt > runs/bench-search/captions.txt
 	$(BIN)/cliplet embed --texts runs/bench-search/captions.txt -m $(MODEL) -o runs/bench-search/texts.npy
 	$(BIN)/python benchmarks/search.py vectors --images runs/bench-search/images.npy --texts runs/bench-search/texts.npy
-	$(BIN)/python benchmarks/service.py runs/bench-search/bench.library
+	$(BIN)/python benchmarks/service.py --library runs/bench-search/bench.library
 
 bench-gpu: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py

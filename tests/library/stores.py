@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -79,9 +80,9 @@ def reopened(store):
     return open_store(store.place)
 
 
-@pytest.fixture(scope="module")
-def s3():
-    """A server that speaks S3, and an empty bucket in it."""
+@contextmanager
+def s3_server():
+    """A server that speaks S3, and the place of an empty bucket in it."""
     pytest.importorskip("moto.server")
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

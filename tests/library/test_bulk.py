@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cliplet.data.quarantine import Quarantine
-from cliplet.errors import ClipletError, ConfigError, DataError, ModelError
+from cliplet.errors import ConfigError, DataError, ModelError
 from cliplet.library import bulk
 from cliplet.library.bulk import RayIndexing, _Taking
 from cliplet.library.bulk_worker import Job, Model, Reading, Task, model_files, opened, tasks_of, tasks_table
@@ -29,9 +29,7 @@ from cliplet.library.store import create_store, open_store
 from cliplet.runtime.identity import features_hashes
 
 from .conftest import paint
-from .stores import s3  # noqa: F401
-
-# ruff: noqa: F811
+from .stores import s3_server
 
 
 def index(place, folder, encoder, kind=Indexing, tell=lambda done, total: None, captions=None, upgrade=False):
@@ -230,6 +228,13 @@ def ray():
 
 
 @pytest.fixture(scope="module")
+def s3():
+    """A bucket."""
+    with s3_server() as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """160 pictures that take a while to decode, all different."""
     folder = tmp_path_factory.mktemp("large")
@@ -323,7 +328,7 @@ def test_a_worker_that_cannot_open_the_model_says_why(ray, photos, encoder, tmp_
         return replace(made(encoder, cluster), folder="/not/there", files=lambda: {"config.json": b"{}"})
 
     monkeypatch.setattr(bulk, "_model", damaged)
-    with pytest.raises(ClipletError, match="is not the model /not/there"):
+    with pytest.raises(ModelError, match="is not the model /not/there as it was sent"):
         index(f"lance:{tmp_path / 'tables'}", photos, encoder, RayIndexing)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -15,7 +16,7 @@ from cliplet.library.store import create_store, open_store
 from cliplet.library.where import parse
 
 from .conftest import paint
-from .stores import changed, entry, filled, identity, vector
+from .stores import changed, entry, filled, identity, s3_server, vector
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_what_was_never_named_is_taken_back(store, monkeypatch):
     with store.writing(print) as writer:
         writer.begin(identity())
         with monkeypatch.context() as patch:
-            patch.setattr("cliplet.library.lance_writer.publish", dies)
+            patch.setattr("cliplet.library.lance_session.publish", dies)
             with pytest.raises(KeyboardInterrupt):
                 writer.write([entry(2, id=2), entry(9)], [("/photos/001.jpg", 1, 1, "bad")])
         with pytest.raises(DataError, match="a change failed before"):
@@ -139,6 +140,8 @@ def test_tables_of_others_and_of_other_versions(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(DataError, match="version 9"):
         open_store(place)
+    assert Place.of("lance:file:///a/b/").folder == Path("/a/b") == Place.of("lance:/a/b").folder
+    assert Place.of("lance:s3://bucket/b").folder is None
     with pytest.raises(DataError, match="names no place"):
         open_store("lance:")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -211,6 +214,13 @@ def test_many_rows_get_an_index_that_finds_what_comparing_all_finds(tmp_path, mo
     assert store.nearest(vector(9000), 1)[0].picture.name == "9000.jpg"
     changed(store, lambda writer: writer.finish(lambda: queries_QD))
     assert store.nearest(vector(9000), 1)[0].picture.name == "9000.jpg" and recall(exactly) >= 0.97
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A bucket."""
+    with s3_server() as place:
+        yield place
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cliplet.errors import ClipletError, ConfigError, DataError, ImageError, ModelError
+from cliplet.errors import ConfigError, DataError, ImageError, ModelError
 from cliplet.library.bulk_worker import Job, Model, Reading, Task, model_files, tasks_table
 from cliplet.library.identity import identity_of
 from cliplet.library.indexing import COMMIT_SECONDS, Indexing, _Batch, _Read
@@ -127,10 +127,12 @@ class _Taking:
 
     def take(self, said: Mapping[str, Any], features: bytes) -> int:
         """A block's report; returns how many files it is of. Raises DataError where a machine does not see the files
-        that this one sees."""
+        that this one sees, ModelError where it cannot open the model or write."""
         if said["first"] in self._had:
             return 0
         self._had.add(said["first"])
+        if "error" in said:
+            raise ModelError(*said["error"])
         for number in said["missing"]:
             if os.path.lexists(self.to_read[number].path):
                 raise DataError(
@@ -265,12 +267,7 @@ def _reports(cluster: Cluster, job: Job, blocks: Sequence[Any]) -> Iterator[tupl
     try:
         for batch in reports.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
             yield from zip(batch["said"].to_pylist(), batch["features"].to_pylist(), strict=True)
-    except ClipletError:
-        raise
     except cluster.ray.exceptions.RayError as error:
-        cause = error.__cause__ if isinstance(error.__cause__, ClipletError) else None
-        if cause is not None:
-            raise cause from None
         raise DataError(
             f"Ray could not go on: {str(error).strip().splitlines()[-1]}",
             "What was embedded until then is kept, and the same command goes on. "

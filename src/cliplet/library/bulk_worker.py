@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cliplet import model_folder
-from cliplet.errors import ModelError
+from cliplet.errors import ClipletError, ModelError
 from cliplet.files import cache_folder
 from cliplet.library.indexing import read_file
 from cliplet.library.lance_changes import written
 from cliplet.library.lance_rows import Before, picture_row, pictures_table
-from cliplet.library.lance_tables import Place
+from cliplet.library.lance_tables import Place, reason
 from cliplet.library.records import joined, listed
 from cliplet.library.store import Entry
 
@@ -75,23 +75,35 @@ class Reading:
     """A worker. Ray makes one a process, and calls it with one block of tasks after the other."""
 
     def __init__(self, job: Job):
-        """Opens the model. Raises ModelError."""
-        use_cores(job.cores)
+        """Opens nothing yet: what goes wrong is told in a report."""
         self.job = job
-        self.encoder = opened(job.model)
-        self._table = job.place.open(job.table, job.version)
+        self._opened: tuple[Encoder, Any] | None = None
 
     def __call__(self, block: Any) -> Any:
         """Tasks as a pyarrow table to one row: what came of them (`Report`)."""
-        tasks, found = tasks_of(block), {}
+        tasks = tasks_of(block)
+        report = Report(tasks[0].number)
+        try:
+            if self._opened is None:
+                use_cores(self.job.cores)
+                self._opened = opened(self.job.model), self.job.place.open(self.job.table, self.job.version)
+            encoder, table = self._opened
+            self._read(encoder, tasks, report)
+            return report.table(table, self.job.place)
+        except ClipletError as error:
+            return Report(tasks[0].number).of_error(error.message, error.hint)
+        except OSError as error:
+            return Report(tasks[0].number).of_error(f"{socket.gethostname()}: {reason(error)}", "")
+
+    def _read(self, encoder: Encoder, tasks: Sequence[Task], report: Report) -> None:
+        found: dict[int, _Read] = {}
 
         def read(task: Task) -> bytes:
             data, found[task.number] = read_file(task.path)
             return data
 
-        report = Report(host=socket.gethostname(), process=os.getpid(), first=tasks[0].number)
         done = 0
-        for features_BD, failed in self.encoder.encode_image_blocks(tasks, batch_size=self.job.batch_size, read=read):
+        for features_BD, failed in encoder.encode_image_blocks(tasks, batch_size=self.job.batch_size, read=read):
             for row, task in enumerate(tasks[done : done + len(features_BD)]):
                 about = found.pop(task.number, None)
                 if row in failed:
@@ -99,14 +111,14 @@ class Reading:
                 elif about is not None:
                     report.take(task, about, features_BD[row], self.job.gone)
             done += len(features_BD)
-        return report.table(self._table, self.job.place)
 
 
 class Report:
     """What came of a block of tasks."""
 
-    def __init__(self, host: str, process: int, first: int):
-        self.said: dict[str, Any] = {"host": host, "process": process, "first": first}
+    def __init__(self, first: int):
+        """`first`: the number of its first task, by which the block is known."""
+        self.said: dict[str, Any] = {"host": socket.gethostname(), "first": first}
         self.said |= {"plain": [], "failed": [], "missing": [], "special": []}
         self._rows: list[dict[str, Any]] = []
         self._features: dict[bool, list[np.ndarray]] = {True: [], False: []}
@@ -131,8 +143,6 @@ class Report:
 
     def table(self, dataset: Any, place: Place) -> Any:
         """As one row. The plain pictures are in files of the table by then, which are named."""
-        import pyarrow as pa
-
         fragments = []
         if self._rows:
             fragments = written(pictures_table(self._rows, np.stack(self._features[True])), dataset, place)
@@ -140,7 +150,17 @@ class Report:
         special = b""
         if self._features[False]:
             special = np.stack(self._features[False]).astype(np.float32).tobytes()
-        return pa.table({"said": [json.dumps(self.said)], "features": pa.array([special], type=pa.binary())})
+        return self._row(special)
+
+    def of_error(self, message: str, hint: str) -> Any:
+        """The same, of a block over which the whole run has to end."""
+        self.said["error"] = (message, hint)
+        return self._row(b"")
+
+    def _row(self, features: bytes) -> Any:
+        import pyarrow as pa
+
+        return pa.table({"said": [json.dumps(self.said)], "features": pa.array([features], type=pa.binary())})
 
 
 def tasks_table(tasks: Sequence[Task]) -> Any:

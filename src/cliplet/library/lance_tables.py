@@ -59,6 +59,7 @@ class Place:
         uri = text.removeprefix(LANCE).rstrip("/")
         if not uri:
             raise DataError(f"{text}: names no place", "Write lance:FOLDER or lance:s3://BUCKET/FOLDER.")
+        uri = uri.removeprefix("file://")
         if "://" not in uri:
             uri = os.path.abspath(os.path.expanduser(uri))
         return cls(text, uri, storage_options(uri))

@@ -15,28 +15,23 @@ from typing import Any
 import numpy as np
 
 from cliplet.errors import DataError
-from cliplet.library.identity import other_model
 from cliplet.library.lance_care import care, forget_versions, retire, sweep, tidy
-from cliplet.library.lance_changes import Problem, Problems, Table, publish
+from cliplet.library.lance_changes import Problem, Table
 from cliplet.library.lance_lease import WRITER, only_writer_of
-from cliplet.library.lance_rows import Before, Contents, picture_row, pictures_table
+from cliplet.library.lance_rows import Before, picture_row, pictures_table
+from cliplet.library.lance_session import Session
 from cliplet.library.lance_tables import (
     BACKGROUND,
     CAPTIONS,
     LIBRARY,
-    OF_A_MODEL,
-    PICTURES,
-    About,
-    Generation,
     Place,
     conditions,
     is_utf8,
-    schema_of,
     sound,
     vectors_column,
     vectors_of,
 )
-from cliplet.library.records import Identity, joined, listed
+from cliplet.library.records import joined, listed
 from cliplet.library.store import Calibration, Entry, Known
 
 DEAD_SHARE, DEAD_LEAST = 0.5, 1000  # captions that nobody has, beyond which their vectors are removed
@@ -50,91 +45,14 @@ def writing(place: Place, say: Any, wait: bool) -> Iterator[LanceWriter]:
         yield LanceWriter(place)
 
 
-class LanceWriter:
+class LanceWriter(Session):
     """See `store.Writer`."""
-
-    def __init__(self, place: Place):
-        """Raises DataError where the library cannot be read."""
-        self.place = place
-        self._library = place.open(LIBRARY)
-        self.about = About.read(self._library, place.text)
-        self.generation: Generation | None = None  # that vectors are written to
-        self.tables: dict[str, Table] = {}  # of that generation
-        self._active: Table | None = None  # pictures that answer, while others are made to take their place
-        self._problems = Problems(place, self.about.problems)
-        self._contents = self._active_contents = Contents(self._no_pictures())
-        self._embedded: set[str] = set()  # captions that have a vector
-        self._waiting: dict[str, int] | None = None  # captions that have none, with a picture; None is not known
-        self._failed = False
-
-    def begin(self, identity: Identity, upgrade: bool = False) -> None:
-        active, made = self.about.active, self.about.made
-        if active and not upgrade and not Identity.from_json(active.identity).same_vectors(identity):
-            raise other_model(self.place.text, Identity.from_json(active.identity), identity)
-        go_on = upgrade and made is not None and Identity.from_json(made.identity).same_vectors(identity)
-        with self._change():
-            if made and not go_on:
-                retire(self.about, made)
-                made = self.about.made = None
-            wanted = made or (None if upgrade else active)
-            if wanted is None:
-                self.about.generations += 1
-                wanted = Generation(self.about.generations, identity.to_json(), identity.dims)
-                if active:
-                    self.about.made = wanted
-                else:
-                    self.about.active = wanted
-            self._open(wanted)
-
-    def _open(self, generation: Generation) -> None:
-        for table in OF_A_MODEL:
-            self.tables[table] = self._table(generation, table)
-        self._contents = Contents(self.pictures.rows(["id", "content"]))
-        active = self.about.active
-        if active is not None and active is not generation:
-            self._active = self._table(active, PICTURES)
-            self._active_contents = Contents(self._active.rows(["id", "content"]))
-        self._embedded = set(self.tables[CAPTIONS].rows(["text"])["text"].to_pylist())
-        self.generation = generation
-
-    def _table(self, generation: Generation, table: str) -> Table:
-        schema = schema_of(table, generation.dims)
-        return Table(self.place, generation.name(table), schema, generation.versions.get(table, 0))
-
-    def _no_pictures(self) -> Any:
-        return schema_of(PICTURES, 1).empty_table()
-
-    @property
-    def pictures(self) -> Table:
-        """The table of pictures that is written to."""
-        return self.tables[PICTURES]
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        """All of the block at once. After a failure nothing is written any more: what was half done is not named, and
-        the next writer takes it back."""
-        if self._failed:
-            raise DataError(f"{self.place.text}: a change failed before, and nothing can follow it", "Run it again.")
-        before = self.about.to_json()
-        try:
-            yield
-            self.about.problems = self._problems.table.version
-            if self.generation:
-                for table, opened in self.tables.items():
-                    if opened.version:
-                        self.generation.versions[table] = opened.version
-                self.generation.pictures, self.generation.captions = len(self.pictures), len(self.tables[CAPTIONS])
-            if self.about.to_json() != before:
-                self._library = publish(self._library, self.about, self.place)
-        except BaseException:
-            self._failed = True
-            raise
 
     def roots(self) -> list[str]:
         return sorted(self.about.roots)
 
     def add_roots(self, roots: Sequence[str]) -> None:
-        with self._change():
+        with self.change():
             self.about.roots = sorted({*self.about.roots, *roots})
 
     def forget(self, root: str) -> int:
@@ -145,7 +63,7 @@ class LanceWriter:
         known = self.known().items()
         ids = [one.id for path, one in known if path.startswith(inside) and not path.startswith(others)]
         self.remove(ids, [path for path in self.problems() if path.startswith(inside)])
-        with self._change():
+        with self.change():
             self.about.roots.remove(root)
         return len(ids)
 
@@ -184,7 +102,7 @@ class LanceWriter:
         unnamed = [(one.path, one.bytes, one.changed, NOT_UTF8) for one in entries if not is_utf8(one.path)]
         problems, entries = [*problems, *unnamed], [entry for entry in entries if is_utf8(entry.path)]
         held = [entry.id for entry in entries if entry.id is not None]
-        with self._change():
+        with self.change():
             features_ND, before = self._features(entries), self.before(held)
             new = iter(range(self.reserve(len(entries) - len(held)), self.about.next_id))
             rows = []
@@ -242,7 +160,7 @@ class LanceWriter:
 
     def remove(self, ids: Sequence[int], problems: Sequence[str] = ()) -> None:
         if ids or problems:
-            with self._change():
+            with self.change():
                 self._take_out("id", ids)
                 self._problems.write([], problems)
             self._waiting = None
@@ -255,7 +173,7 @@ class LanceWriter:
         """Gives columns of some pictures other values; those that are not there, or have them, are left alone."""
         import pyarrow as pa
 
-        with self._change():
+        with self.change():
             for condition in conditions("id", changes):
                 table = self.pictures.rows(None, condition)
                 rows = table.drop_columns(["vector"]).to_pylist()
@@ -285,7 +203,7 @@ class LanceWriter:
         new = [place for place, text in enumerate(texts) if text not in self._embedded]
         pictures = [waiting.get(texts[place], 0) for place in new]
         table = self.tables[CAPTIONS]
-        with self._change():
+        with self.change():
             if new:
                 columns = [pa.array([texts[place] for place in new]), pa.array(pictures, type=pa.int64())]
                 table.append(pa.table([*columns, vectors_column(features_CD[new])], schema=table.schema))
@@ -300,7 +218,7 @@ class LanceWriter:
         numbers = asdict(calibration)
         del numbers["background_QD"]
         table = self.tables[BACKGROUND]
-        with self._change():
+        with self.change():
             table.replace(pa.table([vectors_column(calibration.background_QD)], schema=table.schema))
             assert self.generation is not None
             self.generation.calibration = numbers
@@ -308,12 +226,12 @@ class LanceWriter:
     def finish(self, queries: Callable[[], np.ndarray]) -> None:
         generation = self.generation
         assert generation is not None
-        with self._change():
+        with self.change():
             if self.about.made is generation:
                 if self.about.active:
                     retire(self.about, self.about.active)
                 self.about.active, self.about.made, self._active = generation, None, None
-        with self._change():
+        with self.change():
             captions = self.tables[CAPTIONS]
             if len(captions):
                 dead = self._embedded - self._all_captions().keys()
@@ -333,7 +251,7 @@ class LanceWriter:
     def adopt(self, fragments: Sequence[Any], contents: Sequence[tuple[int, bytes]]) -> None:
         """New pictures, in files of the table that others wrote, with numbers that were reserved; `contents` by
         number."""
-        with self._change():
+        with self.change():
             self.pictures.append_fragments(fragments)
             tidy(self.pictures)
         for id, content in contents:

@@ -179,9 +179,10 @@ def test_a_chip_without_words_is_gone_when_it_is_left(page):
 def test_a_picture_outlives_a_reload_and_a_forgetful_service(page, open_page):
     """The service forgets what it was sent; the browser remembers it, and sends it again."""
     open_page.expected.add(404)
+    newest = names(page)
     drop(page, picture_bytes(10))
     page.wait_for_selector(".chip .thumb.there img")
-    before = names(page)
+    before = wait_for_other(page, newest)
     first = page.url
     token = re.search(r"upload%3A([\w-]+)", first)[1]
 

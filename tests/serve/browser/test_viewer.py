@@ -259,7 +259,7 @@ def test_a_file_that_the_browser_cannot_show_is_shown_small(page, open_page):
     page.locator("#grid .shot").first.click()
     page.wait_for_selector("#viewer-note:not([hidden])")
     assert page.get_attribute("#shot", "src").endswith("/thumbnail")
-    assert page.evaluate("document.querySelector('#shot').naturalWidth") > 0
+    page.wait_for_function("() => document.querySelector('#shot').naturalWidth > 0")
 
 
 def test_a_link_of_a_picture_opens_it_in_a_window_of_its_own(page):
