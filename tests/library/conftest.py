@@ -1,6 +1,8 @@
 """A folder of small photographs, and a library of them."""
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,10 @@ def opened(made_library, encoder):
 @pytest.fixture
 def library_copy(made_library, tmp_path):
     """A library that a test may change or damage; its pictures are those of the original."""
-    return Path(shutil.copytree(made_library, tmp_path / "copy.library"))
+    copy = Path(shutil.copytree(made_library, tmp_path / "copy.library"))
+    with closing(sqlite3.connect(copy / "records.sqlite")) as records:
+        records.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # else pages may still lie beside the file
+    return copy
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from cliplet.errors import ImageError
 
 MAX_PIXELS = 200_000_000  # a decompression bomb is larger; the largest camera pictures are not
 MAX_BYTES = 512 * 2**20
-# What photographs come in. Pillow reads more, but hands EPS to an outside interpreter.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "HEIF")
+# What photographs come in. Pillow reads more, but hands EPS to an outside interpreter, and decodes an ICO when it is
+# opened, before its size can be looked at.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA", "HEIF")
 JPEG_START = b"\xff\xd8\xff"
 START_OF_SCAN, EXIF_SEGMENT = b"\xda", b"\xe1"
 TURNS = {

@@ -11,16 +11,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cliplet.data.endings import ENDINGS
 from cliplet.data.places import exists
 from cliplet.data.records import Problem, Texts
 from cliplet.errors import DataError
 
-# Of the formats in data/images.py, as they are named by Pillow; without Truevision's rarer ones, which other programs
-# use for drawings.
-ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".avifs"),
-    *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".ico"),
-)
 STANDARD_INPUT = "-"
 READ_AT_ONCE = 2**20
 UTF8_MARK, UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")

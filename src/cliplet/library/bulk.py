@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 IN_BLOCK, IN_BLOCK_LEAST = 256, 16  # files: a worker that is lost takes a few seconds' work with it
 BLOCKS_A_WORKER = 4  # at least, where there are few files
-DEATHS = 4  # of workers over one block, beyond which a file in it is to blame
+DEATHS = 4  # of workers over one block; at the next one a file in it is to blame
 STORE_BYTES = 2**28  # of Ray's memory for objects, where Ray is started on this machine for the run
 
 
@@ -271,7 +271,7 @@ def _reports(cluster: Cluster, job: Job, blocks: Sequence[Any]) -> Iterator[tupl
         raise DataError(
             f"Ray could not go on: {str(error).strip().splitlines()[-1]}",
             "What was embedded until then is kept, and the same command goes on. "
-            f"A file over which {DEATHS} workers died has to be taken away first.",
+            f"A file over which {DEATHS + 1} workers died has to be taken away first.",
         ) from error
 
 

@@ -12,8 +12,13 @@ from cliplet.runtime.encoder import Encoder, load
 from cliplet.runtime.identity import features_hashes, graphs_of, model_hashes
 
 
+def hashes_of(encoder: Encoder) -> dict[str, str]:
+    """Of a model that is open, by which it is known; see `features_hashes`."""
+    return (features_hashes(encoder.source) if encoder.source else {}) or model_hashes(encoder)
+
+
 def identity_of(encoder: Encoder) -> Identity:
-    """Of a model that is open."""
+    """Of a model that is open. Its picture tower is opened for it, where that has not been."""
     describe = getattr(encoder.engine, "describe", None)
     engine, _, precision = (describe("image") if describe else "").partition(" in ")
     hashes = features_hashes(encoder.source) if encoder.source else {}
@@ -56,10 +61,16 @@ def open_again(place: str, identity: Identity | None, engine: str = "auto", mode
             f"{place}: the model of its vectors cannot be opened: {error.message}",
             error.hint or "Name where it is now: -m MODEL.",
         ) from None
-    given = identity_of(encoder)
-    if (given.hashes, given.dims) != (identity.hashes, identity.dims):
-        raise other_model(place, identity, given)
+    refuse_other(place, identity, encoder)
     return encoder
+
+
+def refuse_other(place: str, held: Identity, encoder: Encoder) -> dict[str, str]:
+    """The encoder's hashes. Raises DataError where it is not the model of the vectors held."""
+    hashes = hashes_of(encoder)
+    if (hashes, encoder.embed_dim) != (held.hashes, held.dims):
+        raise other_model(place, held, identity_of(encoder))
+    return hashes
 
 
 def _dims(source: str, identity: Identity) -> int | None:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cliplet.data.endings import HEIC_ENDINGS
 from cliplet.data.images import MAX_BYTES
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import Problem, writable
 from cliplet.errors import DataError, ImageError
 from cliplet.library.metadata import Metadata, date_parts, read_metadata
-from cliplet.library.scan import HEIC_ENDINGS, Scan, Seen, look
+from cliplet.library.scan import Scan, Seen, look
 from cliplet.library.store import Entry, Writer
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cliplet.errors import ConfigError, DataError
+from cliplet.errors import ClipletError, ConfigError, DataError
 from cliplet.library.query import Query
 from cliplet.library.records import CaptionHit, Hit, Hits, Identity, Picture
 from cliplet.library.store import Found, Store, create_store, open_store
@@ -43,13 +43,14 @@ class Library:
         self._sample: tuple[int, np.ndarray] | None = None
         self._hashes: dict[str, str] = {}  # of the encoder
         if encoder is not None:
-            from cliplet.library.identity import identity_of, other_model
+            from cliplet.library.identity import hashes_of, refuse_other
 
-            given, held = identity_of(encoder), store.identity
-            if held and (held.hashes, held.dims) != (given.hashes, given.dims):
+            try:
+                held = store.identity
+                self._hashes = refuse_other(store.place, held, encoder) if held else hashes_of(encoder)
+            except ClipletError:
                 store.close()
-                raise other_model(store.place, held, given)
-            self._hashes = given.hashes
+                raise
 
     @classmethod
     def open(cls, place: str | os.PathLike[str], encoder: Encoder | None = None, *, engine: str = "auto") -> Library:
@@ -125,7 +126,7 @@ class Library:
 
     def search(
         self,
-        query: str | Query,
+        query: str | Query | Combined,
         k: int = 10,
         *,
         offset: int = 0,
@@ -153,13 +154,13 @@ class Library:
         hits = self._judged(combined, found[offset : offset + k])
         return Hits(hits, self._nothing_fits(combined, [one.score for one in found]), total)
 
-    def captions(self, query: str | Query, k: int = 10, *, offset: int = 0) -> list[CaptionHit]:
+    def captions(self, query: str | Query | Combined, k: int = 10, *, offset: int = 0) -> list[CaptionHit]:
         """The k captions of the library that fit a query best, most often a picture's. Raises as `search`."""
         self._check(k, offset)
         combined = self.combined(query)
         return self._caption_hits(combined, offset + k)[offset:]
 
-    def scores(self, id: int, texts: Sequence[str]) -> list[tuple[float, float]]:
+    def scores(self, id: int, texts: Sequence[str | Combined]) -> list[tuple[float, float]]:
         """How close a picture is to each text, and how well it fits it. Raises DataError where there is no picture."""
         from cliplet.library.fit import fits
 
@@ -193,9 +194,12 @@ class Library:
 
         return find(self.store, **options)
 
-    def combined(self, query: str | Query) -> Combined:
-        """A query as a vector. Raises as `search`."""
-        from cliplet.library.fit import Part, combine
+    def combined(self, query: str | Query | Combined) -> Combined:
+        """A query as a vector, which may be asked for in its place. Raises as `search`."""
+        from cliplet.library.fit import Combined, Part, combine
+
+        if isinstance(query, Combined):
+            return query
 
         if not len(self):
             raise DataError(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ import numpy as np
 from cliplet.errors import DataError
 from cliplet.files import written_beside
 from cliplet.library.database import IMAGE, TEXT, Database, named
-from cliplet.library.matrix import Matrix
-from cliplet.library.nearest import Neighbours
+from cliplet.library.local_view import View
 from cliplet.library.records import Identity, Picture
 from cliplet.library.store import CREATE_HINT, Calibration, Found, FoundCaption, Writer, no_picture
 from cliplet.library.where import Where
@@ -37,13 +36,6 @@ IN_BLOCK = 4096  # rows
 ROWS_IN_STATEMENT = 500  # SQLite takes 999 values in its oldest versions
 
 
-def file_names(folder: Path, generation: int) -> dict[str, Path]:
-    """Where the parts of a generation are: the names of matrices without endings, and whole names of files."""
-    names = {"vectors": f"vectors-{generation}", "captions": f"captions-{generation}"}
-    names |= {"index": f"vectors-{generation}.usearch", "background": f"background-{generation}.npy"}
-    return {part: folder / name for part, name in names.items()}
-
-
 class LocalStore:
     """A library's folder, for reading. See `store.Store`."""
 
@@ -52,8 +44,8 @@ class LocalStore:
         self.folder, self.place = folder, str(folder)
         self._refreshing = threading.Lock()
         self._database = Database(folder / RECORDS)
-        self._seen = -1
-        self.refresh()
+        self._seen = self._database.version()
+        self._view = View.of(folder, self._database)
 
     @classmethod
     def open(cls, folder: Path) -> LocalStore:
@@ -80,59 +72,56 @@ class LocalStore:
                 raise DataError(f"{folder}: is no folder", "Name a folder for the library.") from None
         return cls.open(folder)
 
+    @property
+    def identity(self) -> Identity | None:
+        return self._view.identity
+
+    @property
+    def calibration(self) -> Calibration:
+        return self._view.calibration
+
     def refresh(self) -> None:
         with self._refreshing:
             version = self._database.version()
             if version != self._seen:
-                self._load()
+                self._view = View.of(self.folder, self._database)
                 self._seen = version
 
-    def _load(self) -> None:
-        """What is asked for often."""
-        rows = self._database.rows("SELECT * FROM generations WHERE active")
-        self._pictures = int(self._database.rows("SELECT count(*) FROM pictures")[0][0])
-        self.identity = Identity.from_json(rows[0]["identity"]) if rows else None
-        if not rows:
-            self._generation, self._image_ND, self._text_MD = 0, *(np.empty((0, 1), dtype=np.float16),) * 2
-            self._images, self._texts = Neighbours(self._image_ND), Neighbours(self._text_MD)
-            self.calibration = Calibration()
-            return
-        row = rows[0]
-        self._generation = int(row["id"])
-        names = file_names(self.folder, self._generation)
-        self._image_ND = Matrix(names["vectors"], row["dims"]).vectors(row["image_rows"])
-        self._text_MD = Matrix(names["captions"], row["dims"]).vectors(row["text_rows"])
-        self._images = Neighbours(self._image_ND, names["index"])
-        self._texts = Neighbours(self._text_MD)
-        self.calibration = read_calibration(names["background"], row["calibration"])
-
     def __len__(self) -> int:
-        return self._pictures
+        return self._view.pictures
 
     def captions_count(self) -> int:
-        return len(self._text_MD)
+        return len(self._view.text_MD)
 
     def count(self, where: Where) -> int:
         condition, values = where.sqlite()
         return int(self._database.rows(f"SELECT count(*) FROM pictures WHERE {condition}", values, bounded=True)[0][0])
 
     def nearest(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Found]:
+        view = self._view
+        found = self._nearest(view, query_D, k, where)
+        if not found and len(view.image_ND):
+            self.refresh()  # an upgrade may have ended just now, and no record speak of these vectors any more
+            if self._view.generation != view.generation:
+                return self._nearest(self._view, query_D, k, where)
+        return found
+
+    def _nearest(self, view: View, query_D: np.ndarray, k: int, where: Where | None) -> list[Found]:
         allowed = None
         condition, values = where.sqlite() if where else ("1", [])
-        generation, neighbours = self._generation, self._images
         if where:
             rows = self._database.rows(
                 f"SELECT DISTINCT v.row FROM pictures AS pictures JOIN vectors AS v ON v.generation = ? "
                 f"AND v.kind = {IMAGE} AND v.content = pictures.content WHERE {condition}",
-                [generation, *values],
+                [view.generation, *values],
                 bounded=True,
             )
             allowed = np.sort(np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows)))
-            allowed = allowed[allowed < len(self._image_ND)]
+            allowed = allowed[allowed < len(view.image_ND)]
         asked = k
         while True:  # rows whose pictures are gone are found too, and more have to be asked for then
-            near, scores = neighbours.search(query_D, asked, allowed)
-            by_row = self._pictures_at(generation, near.tolist(), condition, values)
+            near, scores = view.images.search(query_D, asked, allowed)
+            by_row = self._pictures_at(view.generation, near.tolist(), condition, values)
             found = [
                 Found(by_row[row][0], tuple(one.path for one in by_row[row][1:]), score)
                 for row, score in zip(near.tolist(), scores.tolist(), strict=True)
@@ -160,18 +149,25 @@ class LocalStore:
         return by_row
 
     def nearest_captions(self, query_D: np.ndarray, k: int) -> list[FoundCaption]:
-        asked = k
+        view, asked = self._view, k
         while True:
-            near, scores = self._texts.search(query_D, asked, None)
-            found = []
-            for row, score in zip(near.tolist(), scores.tolist(), strict=True):
-                rows = self._database.rows(
-                    "SELECT c.text, p.id, p.path FROM vectors AS v JOIN captions AS c ON c.content = v.content "
-                    f"JOIN pictures AS p ON p.id = c.picture WHERE v.generation = ? AND v.kind = {TEXT} AND v.row = ? "
-                    "LIMIT 1",
-                    [self._generation, row],
-                )
-                found += [FoundCaption(one["text"], one["id"], named(one["path"]), score) for one in rows]
+            near, scores = view.texts.search(query_D, asked, None)
+            by_row: dict[int, Any] = {}
+            for start in range(0, len(near), ROWS_IN_STATEMENT):
+                span = near[start : start + ROWS_IN_STATEMENT].tolist()
+                for row in self._database.rows(
+                    "SELECT v.row, c.text, min(p.id) AS id, p.path FROM vectors AS v "
+                    "JOIN captions AS c ON c.content = v.content JOIN pictures AS p ON p.id = c.picture "
+                    f"WHERE v.generation = ? AND v.kind = {TEXT} AND v.row IN ({','.join('?' * len(span))}) "
+                    "GROUP BY v.row",
+                    [view.generation, *span],
+                ):
+                    by_row[row["row"]] = row
+            found = [
+                FoundCaption(by_row[row]["text"], by_row[row]["id"], named(by_row[row]["path"]), score)
+                for row, score in zip(near.tolist(), scores.tolist(), strict=True)
+                if row in by_row
+            ]
             if len(found) >= k or len(near) < asked:
                 return found[:k]
             asked = asked * 2 + 16
@@ -210,28 +206,33 @@ class LocalStore:
         return list(map(picture_of, rows))
 
     def features(self, ids: Sequence[int]) -> np.ndarray:
-        rows = []
+        view, by_id = self._view, dict[int, int]()
+        for start in range(0, len(ids), ROWS_IN_STATEMENT):
+            span = [id for id in ids[start : start + ROWS_IN_STATEMENT] if abs(id) < 2**63]
+            for row in self._database.rows(
+                f"SELECT p.id, v.row FROM pictures AS p JOIN vectors AS v ON v.content = p.content "
+                f"WHERE v.generation = ? AND v.kind = {IMAGE} AND p.id IN ({','.join('?' * len(span))})",
+                [view.generation, *span],
+            ):
+                by_id[row["id"]] = row["row"]
         for id in ids:
-            content = bytes(self._row(id)["content"])
-            found = self._database.rows(
-                f"SELECT row FROM vectors WHERE generation = ? AND kind = {IMAGE} AND content = ?",
-                [self._generation, content],
-            )
-            if not found or found[0][0] >= len(self._image_ND):
+            if by_id.get(id, len(view.image_ND)) >= len(view.image_ND):
+                self._row(id)
                 raise DataError(f"picture {id} has no vector yet", "Index the library again.")
-            rows.append(found[0][0])
-        return self._image_ND[rows].astype(np.float32)
+        return view.image_ND[[by_id[id] for id in ids]].astype(np.float32)
 
     def sample(self, n: int) -> np.ndarray:
-        rows = np.unique(np.linspace(0, max(len(self._image_ND) - 1, 0), min(n, len(self._image_ND)), dtype=np.int64))
-        return self._image_ND[rows].astype(np.float32)
+        image_ND = self._view.image_ND
+        rows = np.unique(np.linspace(0, max(len(image_ND) - 1, 0), min(n, len(image_ND)), dtype=np.int64))
+        return image_ND[rows].astype(np.float32)
 
     def features_in_blocks(self) -> Iterator[tuple[list[list[Picture]], np.ndarray]]:
-        for start in range(0, len(self._image_ND), IN_BLOCK):
-            span = list(range(start, min(start + IN_BLOCK, len(self._image_ND))))
-            by_row = self._pictures_at(self._generation, span, "1", [])
+        view = self._view
+        for start in range(0, len(view.image_ND), IN_BLOCK):
+            span = list(range(start, min(start + IN_BLOCK, len(view.image_ND))))
+            by_row = self._pictures_at(view.generation, span, "1", [])
             rows = sorted(by_row)
-            yield [by_row[row] for row in rows], self._image_ND[rows].astype(np.float32)
+            yield [by_row[row] for row in rows], view.image_ND[rows].astype(np.float32)
 
     def close(self) -> None:
         self._database.close()
@@ -277,11 +278,3 @@ def read_about(folder: Path) -> dict[str, Any]:
             "Upgrade cliplet, or index the pictures anew into another library.",
         )
     return dict(about)
-
-
-def read_calibration(background: Path, text: str) -> Calibration:
-    """As it was stored; none where it is not there, damaged or of other dimensions."""
-    calibration = Calibration(**json.loads(text))
-    with suppress(OSError, ValueError):
-        calibration.background_QD = np.load(background, allow_pickle=False).astype(np.float32)
-    return calibration

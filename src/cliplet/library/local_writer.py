@@ -21,7 +21,8 @@ from cliplet.errors import DataError
 from cliplet.files import written_beside
 from cliplet.library.database import IMAGE, TEXT, Database, named
 from cliplet.library.identity import other_model
-from cliplet.library.local import ABOUT, RECORDS, content_of_text, file_names, read_about
+from cliplet.library.local import ABOUT, RECORDS, content_of_text, read_about
+from cliplet.library.local_view import file_names
 from cliplet.library.locks import only_writer
 from cliplet.library.matrix import Matrix
 from cliplet.library.nearest import Neighbours

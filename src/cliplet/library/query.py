@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cliplet.embedding.inputs import ENDINGS
+from cliplet.data.endings import ENDINGS, HEIC_ENDINGS
 from cliplet.errors import ConfigError
-from cliplet.library.scan import HEIC_ENDINGS
 
 MAX_TERMS, MAX_WEIGHT, MAX_TEXT = 16, 100.0, 2000
 WORDS = re.compile(r'"(?P<quoted>[^"]*)"|(?P<plain>[^\s"]+)')

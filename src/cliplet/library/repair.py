@@ -19,7 +19,8 @@ from typing import Any
 from cliplet.errors import DataError
 from cliplet.files import written_beside
 from cliplet.library.database import IMAGE, TEXT, Database
-from cliplet.library.local import ABOUT, FORMAT, FORMAT_VERSION, RECORDS, file_names
+from cliplet.library.local import ABOUT, FORMAT, FORMAT_VERSION, RECORDS
+from cliplet.library.local_view import file_names
 from cliplet.library.locks import only_writer
 from cliplet.library.matrix import Matrix
 

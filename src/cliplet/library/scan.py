@@ -7,12 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cliplet.data.endings import ENDINGS, HEIC_ENDINGS
 from cliplet.data.records import Problem
-from cliplet.embedding.inputs import ENDINGS
 from cliplet.errors import DataError
 from cliplet.library.store import Known
 
-HEIC_ENDINGS = (".heic", ".heif", ".hif")
 LIBRARY_FILES = {"library.json", "records.sqlite"}  # a folder that holds both is a library, whose pictures are not new
 
 

@@ -46,7 +46,7 @@ class Served:
         receiving: Receiving,
     ):
         """`model_of`: opens the model of a library's vectors. `receiving` counts for all libraries."""
-        self.name, self.library = name, _Prepared(library.store)
+        self.name, self.library = name, library
         self.thumbnails = Thumbnails(thumbnails_folder(library.store.place), settings.thumbnail_side, pools.slow)
         self._originals = Originals()
         self._pools, self._settings, self._receiving = pools, settings, receiving
@@ -67,7 +67,7 @@ class Served:
     async def search_like(self, upload: Upload, k: int, where: str) -> Hits:
         """Pictures that are like one that was sent just now."""
         self._refuse_other(self.model)
-        combined: Any = combine([Part(1.0, True, upload.vector_D)], self.library.store.calibration)
+        combined = combine([Part(1.0, True, upload.vector_D)], self.library.store.calibration)
         return await self._quick(lambda: self.library.search(combined, k, where=where))
 
     async def captions(self, terms: Iterable[SearchTerm], k: int, offset: int) -> list[CaptionHit]:
@@ -110,7 +110,7 @@ class Served:
         model, calibration = self.model, self.library.store.calibration
         vectors = await asyncio.gather(*map(model.text, asked))
         self._refuse_other(model)
-        queries: list[Any] = [combine([Part(1.0, False, vector_D)], calibration) for vector_D in vectors]
+        queries = [combine([Part(1.0, False, vector_D)], calibration) for vector_D in vectors]
         found = await self._quick(lambda: self.library.scores(picture.id, queries))
         answers = [
             TextScore(text=text, score=score, fit=round(fit, 1))
@@ -127,8 +127,8 @@ class Served:
         """What a client has to know to begin."""
         return await self._quick(self._described)
 
-    async def _combined(self, terms: Iterable[SearchTerm]) -> Any:
-        """A query as a vector, a Combined."""
+    async def _combined(self, terms: Iterable[SearchTerm]) -> Combined:
+        """A query as a vector."""
         terms = list(terms)
         if any(term.text is not None and not term.text.strip() for term in terms):
             raise _empty()
@@ -211,10 +211,3 @@ class Served:
 
 def _empty() -> Refused:
     return Refused(422, "a text is empty", "Say what is searched for.")
-
-
-class _Prepared(Library):
-    """A library whose queries come as vectors, which other requests may have been part of making."""
-
-    def combined(self, query: Any) -> Combined:
-        return query if isinstance(query, Combined) else super().combined(query)

@@ -3,9 +3,10 @@
 import { el } from "./dom.js";
 import { cosine, fit } from "./words.js";
 
-/** What the two numbers mean, for titles and legends. */
-export const MEANING = {
-  fit: "Fit: of a hundred everyday queries, so many have a best picture that is less close to them than this.",
+/** What the numbers mean. */
+const MEANING = {
+  fit: "Fit: of a hundred everyday queries, so many have no picture in the library that is as close to them.",
+  captions: "Fit: of a hundred everyday queries, so many are less close to the picture than the caption is.",
   score: "Cosine: how close the model puts the two, from −1 to 1. Bars are drawn from 0 to the best in the list.",
 };
 
@@ -42,7 +43,7 @@ function bar(kind, label, part, text, most, value) {
   );
   return el(
     "div",
-    { class: `bar ${kind}`, title: MEANING[kind] },
+    { class: `bar ${kind}` },
     el("span", { class: "label", "aria-hidden": "true" }, label),
     meter,
     el("span", { class: "number", "aria-hidden": "true" }, text),
@@ -55,12 +56,16 @@ function bar(kind, label, part, text, most, value) {
  */
 export const best = (list) => list.reduce((most, { score }) => Math.max(most, score ?? 0), 0);
 
-/** Explains both bars. @returns {HTMLElement} */
-export const legend = () =>
+/**
+ * Explains both bars.
+ * @param {"fit"|"captions"} [kind] what was ranked: pictures, or captions
+ * @returns {HTMLElement}
+ */
+export const legend = (kind = "fit") =>
   el(
     "details",
     { class: "legend" },
     el("summary", {}, "What the bars mean"),
-    el("p", {}, MEANING.fit),
+    el("p", {}, MEANING[kind]),
     el("p", {}, MEANING.score),
   );

@@ -56,7 +56,7 @@ export class CaptionsView {
       { type: "button", class: "plain", hidden: true, on: { click: () => this.more(this.stop.signal) } },
       "More captions",
     );
-    this.told = legend();
+    this.told = legend("captions");
     this.told.hidden = true;
     this.box.replaceChildren(
       ...head,
