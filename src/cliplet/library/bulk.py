@@ -209,7 +209,10 @@ def running() -> Iterator[Cluster]:
                 ray.init(address=address or "local", **how)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise DataError(f"no Ray at RAY_ADDRESS={address}: {reason}", "Is the cluster running?") from None
+        raise DataError(
+            f"no Ray at RAY_ADDRESS={address}: {reason}",
+            "Is the cluster running? One that asks for a token wants RAY_AUTH_MODE=token here as well.",
+        ) from None
     try:
         yield Cluster(ray, "num_cpus" in how, _workers(ray))
     finally:

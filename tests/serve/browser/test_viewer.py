@@ -135,6 +135,25 @@ def test_an_open_picture_is_in_the_address_and_outlives_a_reload(page, open_page
     assert other.url.endswith("?q=a+disc"), "though there is nothing to go back to"
 
 
+def test_the_place_behind_an_open_picture_outlives_a_reload(page):
+    type_words(page, "a disc")
+    page.press("#q", "ArrowDown")
+    for _ in range(40):
+        page.keyboard.press("ArrowDown")
+        page.wait_for_timeout(30)
+    page.wait_for_timeout(400)
+    label, place = focused(page), page.evaluate("scrollY")
+    assert place > 1500
+    page.keyboard.press("Enter")
+    wait_for_name(page, label.split(",")[0])
+    page.reload()
+    wait_for_name(page, label.split(",")[0])
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#viewer:not([open])", state="attached")
+    assert focused(page) == label
+    assert page.evaluate("scrollY") == pytest.approx(place, abs=250)
+
+
 def test_a_picture_that_is_not_there_is_told(open_page):
     open_page.expected.add(404)
     page = open_page("/?picture=99999", ready=False)

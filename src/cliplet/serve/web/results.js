@@ -88,7 +88,8 @@ export class Results {
     }
     byId("progress").hidden = false;
     try {
-      await feed.more(count);
+      do await feed.more(count - feed.hits.length);
+      while (feed.hits.length < count && !feed.ended);
     } catch (error) {
       if (first) forget(feed);
       if (error.name === "AbortError" || this.asked !== feed) return false;

@@ -128,9 +128,11 @@ export class Store {
     const to = address(next);
     if (to !== address(this.state)) {
       const replace = how === "replace" || (how === "typing" && this.typing);
-      // An open picture that was opened here is closed by going back, and not by one step more.
-      if (replace) history.replaceState({ opened: history.state?.opened }, "", to);
-      else history.pushState({ opened: Boolean(next.picture && !this.state.picture) }, "", to);
+      // Behind a picture that is opened, all stays where it is.
+      const kept = address({ ...next, picture: this.state.picture }) === address(this.state) ? history.state : {};
+      // A picture that was opened here is closed by going back, and not by one step more.
+      if (replace) history.replaceState({ ...kept, opened: history.state?.opened }, "", to);
+      else history.pushState({ ...kept, opened: Boolean(next.picture && !this.state.picture) }, "", to);
       if (how !== "replace") this.typing = how === "typing";
       this.arrived = false;
     }
