@@ -21,7 +21,7 @@ from cliplet.library import bulk
 from cliplet.library.bulk import RayIndexing, _Taking
 from cliplet.library.bulk_worker import Job, Model, Reading, Task, model_files, opened, tasks_of, tasks_table
 from cliplet.library.identity import identity_of
-from cliplet.library.indexing import Counts, Indexing, _Batch
+from cliplet.library.indexing import Batch, Counts, Indexing
 from cliplet.library.lance_rows import Before
 from cliplet.library.records import Identity
 from cliplet.library.scan import Seen
@@ -79,7 +79,7 @@ def job(tmp_path, encoder):
 
 def taking(writer, seens):
     run = RayIndexing(writer, None, Quarantine(None), counts=Counts())
-    return run, _Taking(run, writer, _Batch(writer, run.counts, set()), seens, {})
+    return run, _Taking(run, writer, Batch(writer, run.counts, set()), seens, {})
 
 
 def test_a_block_that_is_done_twice_is_in_the_library_once(job, photos, encoder):

@@ -1,6 +1,7 @@
 """Nearest rows, exactly and approximately, against sorting all scores; damage is refused before usearch sees it."""
 
 import dataclasses
+import itertools
 import json
 import resource
 import shutil
@@ -315,6 +316,21 @@ def test_an_index_that_finds_too_little_is_not_used(data, tmp_path, monkeypatch)
     assert neighbours.due() is None
     assert Neighbours(vectors.repeat(3, axis=0), file, exact_bytes=LITTLE).due() == "build"
     assert build(vectors, None, file, queries[:0]).levels == ()  # nothing to measure with
+
+
+def test_the_least_that_is_enough_is_found():
+    """Whatever is enough, with as few measurements as doubling and halving take."""
+    steps = approximate_making.EXPANSIONS
+    for enough, at_least in itertools.product(steps, (1, 10, 50, 1000)):
+        asked: list[int] = []
+
+        def level_at(expansion, enough=enough, asked=asked):
+            asked.append(expansion)
+            return expansion if expansion >= enough else None
+
+        assert approximate_making._least(level_at, at_least) == min(e for e in steps if e >= max(enough, at_least))
+        assert len(asked) == len(set(asked)) <= 11
+    assert approximate_making._least(lambda e: None, 10) is None
 
 
 def test_the_index_is_made_and_extended_when_it_is_due(data, tmp_path, monkeypatch):

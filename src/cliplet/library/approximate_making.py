@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from cliplet.runtime.cores import cores
 PRECISION, CONNECTIVITY, EXPANSION_ADD = "i8", 16, 128
 WANTED_RECALL, NEARLY_NOTHING = 0.99, 0.001
 LEVELS = (10, 50, 250, 1000)  # results for which settings are sought
-EXPANSIONS = tuple(round(32 * 2 ** (step / 2)) for step in range(15))  # 32 to 4096
+EXPANSIONS = tuple(round(16 * 2 ** (step / 4)) for step in range(33))  # 16 to 4096
 SENTENCES, PICTURES = 400, 100  # that a setting is measured on
 FEWER_FROM, FEWER = 250, 4  # results, from which on a part of them does
 IN_BLOCK = 8192  # rows
@@ -175,25 +176,44 @@ def tuned(index: Any, vectors_ND: np.ndarray, rows: np.ndarray, queries_QD: np.n
     levels: list[Level] = []
     for place, k in enumerate(counts):
         part = FEWER if k >= FEWER_FROM else 1
-        measure = _Measure(index, vectors_ND, k)
-        texts = texts_QD[::part], least_QL[::part, place]
-        pictures = pictures_PD[::part], least_PL[::part, place]
-        for expansion in EXPANSIONS:
-            if expansion < k or (levels and expansion < levels[-1].expansion_search):
-                continue
-            recall_texts = measure.recalls(*texts, expansion)
-            if recall_texts[-1] < WANTED_RECALL:
-                continue
-            recall_pictures = measure.recalls(*pictures, expansion)
-            if recall_pictures[-1] < WANTED_RECALL:
-                continue
-            at = max(_enough(recall_texts), _enough(recall_pictures))
-            found = float(recall_texts[at]), len(texts[0]), float(recall_pictures[at]), len(pictures[0])
-            levels.append(Level(k, expansion, at + 1, *found))
+        asked = [
+            (queries[::part], least[::part, place])
+            for queries, least in ((texts_QD, least_QL), (pictures_PD, least_PL))
+        ]
+        least_expansion = max(k, levels[-1].expansion_search if levels else 0)
+        level = _least(partial(_level, _Measure(index, vectors_ND, k), asked), least_expansion)
+        if level is None:
             break
-        else:
-            break
+        levels.append(level)
     return tuple(levels)
+
+
+def _least(level_at: Callable[[int], Level | None], at_least: int) -> Level | None:
+    """The level of the smallest expansion that has one: doubled until there is one, then halved between."""
+    steps = [expansion for expansion in EXPANSIONS if expansion >= at_least]
+    found, low, high, stride = None, -1, 0, 4
+    while found is None and low < len(steps) - 1:
+        high = min(low + stride, len(steps) - 1)
+        found = level_at(steps[high])
+        low = low if found else high
+    while found and high - low > 1:
+        middle = (low + high) // 2
+        better = level_at(steps[middle])
+        found, low, high = (better, low, middle) if better else (found, middle, high)
+    return found
+
+
+def _level(measure: _Measure, asked: list[tuple[np.ndarray, np.ndarray]], expansion: int) -> Level | None:
+    """What sentences and pictures find with an expansion; None where it is too little."""
+    recalls, places = [], []
+    for queries_QD, least_Q in asked:
+        recalls.append(measure.recalls(queries_QD, least_Q, expansion))
+        if recalls[-1][-1] < WANTED_RECALL:
+            return None
+        places.append(_enough(recalls[-1]))
+    at, (texts, pictures) = max(places), asked
+    found = float(recalls[0][at]), len(texts[0]), float(recalls[1][at]), len(pictures[0])
+    return Level(measure.k, expansion, at + 1, *found)
 
 
 def _enough(recalls_C: np.ndarray) -> int:

@@ -28,7 +28,7 @@ import numpy as np
 from cliplet.errors import ConfigError, DataError, ImageError, ModelError
 from cliplet.library.bulk_worker import Job, Model, Reading, Task, model_files, tasks_table
 from cliplet.library.identity import identity_of
-from cliplet.library.indexing import COMMIT_SECONDS, Indexing, _Batch, _Read
+from cliplet.library.indexing import COMMIT_SECONDS, Batch, FileRead, Indexing
 from cliplet.library.lance_tables import INSTALL
 from cliplet.library.lance_writer import LanceWriter
 from cliplet.library.scan import Scan, Seen
@@ -64,7 +64,7 @@ class RayIndexing(Indexing):
             )
         refuse_without_ray()
         began = time.monotonic()
-        batch = _Batch(self.writer, self.counts, gone)
+        batch = Batch(self.writer, self.counts, gone)
         tasks = self._tasks(scan.to_read, captions, batch)
         taking = _Taking(self, self.writer, batch, scan.to_read, captions)
         total, done = len(scan.to_read), len(scan.to_read) - len(tasks)
@@ -79,7 +79,7 @@ class RayIndexing(Indexing):
             taking.commit()
             self.counts.seconds = time.monotonic() - began
 
-    def _tasks(self, to_read: Sequence[Seen], captions: Mapping[str, tuple[str, ...]], batch: _Batch) -> list[Task]:
+    def _tasks(self, to_read: Sequence[Seen], captions: Mapping[str, tuple[str, ...]], batch: Batch) -> list[Task]:
         """What the workers are to do. Names that LanceDB does not take go to the problems."""
         writer = self.writer
         assert isinstance(writer, LanceWriter)
@@ -115,7 +115,7 @@ class _Taking:
         self,
         run: Indexing,
         writer: LanceWriter,
-        batch: _Batch,
+        batch: Batch,
         to_read: Sequence[Seen],
         captions: Mapping[str, tuple[str, ...]],
     ):
@@ -143,7 +143,7 @@ class _Taking:
         self._take_plain(said)
         self._take_special(said["special"], features)
         for number, reason, changed in said["failed"]:
-            about = None if changed is None else _Read(b"", 0, changed, {})
+            about = None if changed is None else FileRead(b"", 0, changed, {})
             self.run._failed(self.batch, self.to_read[number], about, ImageError(reason))
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()
@@ -165,7 +165,7 @@ class _Taking:
             features_SD = np.frombuffer(features, dtype=np.float32).reshape(len(special), -1)
             for (number, about), features_D in zip(special, features_SD, strict=True):
                 seen = self.to_read[number]
-                read = _Read(**{**about, "content": bytes.fromhex(about["content"])})
+                read = FileRead(**{**about, "content": bytes.fromhex(about["content"])})
                 given = self.captions.get(os.path.realpath(seen.path)) if self.captions else None
                 self.batch.add(seen, read, features_D, given)
 

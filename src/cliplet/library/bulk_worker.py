@@ -30,7 +30,7 @@ from cliplet.library.records import joined, listed
 from cliplet.library.store import Entry
 
 if TYPE_CHECKING:
-    from cliplet.library.indexing import _Read
+    from cliplet.library.indexing import FileRead
     from cliplet.runtime.encoder import Encoder
 
 
@@ -96,7 +96,7 @@ class Reading:
             return Report(tasks[0].number).of_error(f"{socket.gethostname()}: {reason(error)}", "")
 
     def _read(self, encoder: Encoder, tasks: Sequence[Task], report: Report) -> None:
-        found: dict[int, _Read] = {}
+        found: dict[int, FileRead] = {}
 
         def read(task: Task) -> bytes:
             data, found[task.number] = read_file(task.path)
@@ -123,14 +123,14 @@ class Report:
         self._rows: list[dict[str, Any]] = []
         self._features: dict[bool, list[np.ndarray]] = {True: [], False: []}
 
-    def fail(self, task: Task, about: _Read | None, reason: str) -> None:
+    def fail(self, task: Task, about: FileRead | None, reason: str) -> None:
         """A file that gave no picture."""
         if about is None and not os.path.lexists(task.path):
             self.said["missing"].append(task.number)
         else:
             self.said["failed"].append((task.number, reason, about.changed if about else None))
 
-    def take(self, task: Task, about: _Read, features_D: np.ndarray, gone: frozenset[bytes]) -> None:
+    def take(self, task: Task, about: FileRead, features_D: np.ndarray, gone: frozenset[bytes]) -> None:
         """A picture."""
         plain = task.plain and about.content not in gone
         self._features[plain].append(features_D)

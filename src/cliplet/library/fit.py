@@ -103,7 +103,7 @@ def _scaled(part: Part, calibration: Calibration) -> float:
 
 def is_stale(calibration: Calibration, pictures: int) -> bool:
     """Whether a library has changed so much since that it is to be calibrated anew."""
-    return not len(calibration.background_QD) or not pictures / STALE <= calibration.rows <= pictures * STALE
+    return not calibration.tops or not pictures / STALE <= calibration.rows <= pictures * STALE
 
 
 def calibrate(store: Store, encoder: Encoder, background_QD: np.ndarray) -> Calibration:

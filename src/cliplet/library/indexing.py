@@ -52,7 +52,7 @@ class Counts:
 
 
 @dataclass
-class _Read:
+class FileRead:
     """What a worker found in a file."""
 
     content: bytes
@@ -109,15 +109,17 @@ class Indexing:
     def _read(self, scan: Scan, gone: set[int], captions: Mapping[str, tuple[str, ...]]) -> None:
         """Reads and embeds; takes what was only moved out of `gone`."""
         began = time.monotonic()
-        found: dict[str, _Read] = {}  # by path, of the files that are under way
+        found: dict[str, FileRead] = {}  # by path, of the files that are under way
 
         def read(seen: Seen) -> bytes | None:
+            if why := self.writer.refusal(seen.path):
+                raise ImageError(f"{seen.path}: {why}")
             data, about = read_file(seen.path)
             found[seen.path] = about
             return None if self.writer.has_vector(about.content) else data
 
         blocks = self.encoder().encode_image_blocks(scan.to_read, batch_size=self.batch_size, read=read)
-        batch = _Batch(self.writer, self.counts, gone)
+        batch = Batch(self.writer, self.counts, gone)
         done, committed, total = 0, time.monotonic(), len(scan.to_read)
         self.tell(0, total)
         try:
@@ -139,7 +141,7 @@ class Indexing:
             batch.commit()
             self.counts.seconds = time.monotonic() - began
 
-    def _failed(self, batch: _Batch, seen: Seen, about: _Read | None, error: ImageError) -> None:
+    def _failed(self, batch: Batch, seen: Seen, about: FileRead | None, error: ImageError) -> None:
         """A file that gave no picture. One that could not even be read is tried again the next time."""
         if about is None and not os.path.lexists(seen.path):
             return  # it vanished since; the next run sees that it is gone
@@ -166,7 +168,7 @@ class Indexing:
             self.counts.captions += len(texts)
 
 
-class _Batch:
+class Batch:
     """Pictures that are written together."""
 
     def __init__(self, writer: Writer, counts: Counts, gone: set[int]):
@@ -174,7 +176,7 @@ class _Batch:
         self.entries: list[Entry] = []
         self.problems: list[tuple[str, int, int, str]] = []
 
-    def add(self, seen: Seen, about: _Read, features_D: np.ndarray, captions: tuple[str, ...] | None) -> None:
+    def add(self, seen: Seen, about: FileRead, features_D: np.ndarray, captions: tuple[str, ...] | None) -> None:
         """One that was read; its features are NaN where its content has a vector already."""
         new = not np.isnan(features_D[0])
         entry = Entry(seen.path, about.bytes, about.changed, about.content, about.columns, captions)
@@ -199,7 +201,7 @@ class _Batch:
             self.writer.write(entries, problems)
 
 
-def read_file(path: str) -> tuple[bytes, _Read]:
+def read_file(path: str) -> tuple[bytes, FileRead]:
     """A file, and what is to be known of it. Raises ImageError where it cannot be read."""
     try:
         with open(path, "rb") as stream:
@@ -214,7 +216,7 @@ def read_file(path: str) -> tuple[bytes, _Read]:
     columns = columns_of(read_metadata(data), path)
     content = hashlib.blake2b(data, digest_size=16).digest()
     # A file that changed while it was read is read again the next time.
-    return data, _Read(content, len(data), before.st_mtime_ns if same else -1, columns)
+    return data, FileRead(content, len(data), before.st_mtime_ns if same else -1, columns)
 
 
 def columns_of(metadata: Metadata, path: str) -> dict[str, object]:

@@ -142,6 +142,9 @@ class LocalWriter:
     def problems(self) -> dict[str, tuple[int, int]]:
         return {named(row[0]): (row[1], row[2]) for row in self.database.rows("SELECT * FROM problems")}
 
+    def refusal(self, path: str) -> str:
+        return ""
+
     def has_vector(self, content: bytes) -> bool:
         return self._row(IMAGE, content) is not None
 

@@ -185,6 +185,10 @@ class Writer(Protocol):
         """Size and time of the files that could not be read, by path."""
         ...
 
+    def refusal(self, path: str) -> str:
+        """Why a file of this name cannot be in the library; empty if it can."""
+        ...
+
     def has_vector(self, content: bytes) -> bool:
         """Whether some picture with this content was embedded. Safe from many threads."""
         ...
