@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def made(
     chosen_MD = texts_MD[random.permutation(len(texts_MD))[: TUNED_ON + MEASURED]]
     turn = Turned(images_ND)
     queries = {"tuning": chosen_MD[:TUNED_ON], "texts": chosen_MD[TUNED_ON:], "pictures": turn(PICTURES, random)}
-    file = folder / f"rows-{rows}-{images_ND.shape[1]}-{seed}.f16"
+    known = zlib.crc32(np.ascontiguousarray(images_ND).tobytes())  # so that other features make another matrix
+    file = folder / f"rows-{rows}-{seed}-{known:08x}.f16"
     if not file.exists():
         beside = file.with_suffix(".part")
         with beside.open("wb") as stream:

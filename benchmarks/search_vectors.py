@@ -56,8 +56,10 @@ def measure(images: Path, texts: Path, folder: Path, rows: int, seed: int, reuse
     counted = ", ".join(f"{len(queries_QD):,} {name}" for name, queries_QD in queries.items())
     print(f"{rows:,} rows of {dims} dims ({matrix.stat().st_size / 1e6:.0f} MB in half precision); queries: {counted}")
     least = {name: alone(kth_best, matrix, queries_QD) for name, queries_QD in queries.items()}
+    folder = matrix.with_suffix("")
+    folder.mkdir(exist_ok=True)
     given = Given(matrix, folder, queries["tuning"], least["tuning"], cores())
-    known = folder / f"built-{rows}-{dims}-{seed}.json"
+    known = folder / "built.json"
     built: dict[str, dict[str, Any]] = json.loads(known.read_text()) if reuse and known.exists() else {}
     for name, (build, _, _) in SYSTEMS.items():
         if name not in built:

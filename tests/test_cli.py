@@ -76,7 +76,7 @@ def test_every_command_explains_itself(verb, capsys):
 
 def test_unknown_command(fails):
     said = fails("evalute", "x")
-    assert "there is no command 'evalute'" in said and "Did you mean evaluate?" in said
+    assert "there is no command 'evalute'" in said and "Did you mean evaluate" in said
 
 
 def test_unknown_recipe(fails):

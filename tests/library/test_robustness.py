@@ -329,9 +329,9 @@ def test_nothing_to_repair(library_copy, encoder, tmp_path):
 
 
 def test_rows_of_what_is_gone_are_cleared_away_when_they_are_most(new_library, photos, encoder, monkeypatch):
-    from cliplet.library import local_writer
+    from cliplet.library import local_compact
 
-    monkeypatch.setattr(local_writer, "DEAD_LEAST", 3)
+    monkeypatch.setattr(local_compact, "DEAD_LEAST", 3)
     new_library.add(photos, captions={str(photos / "a" / "00.png"): ["one"]})
     shutil.rmtree(photos / "b")
     paint(photos / "new.png", 80)

@@ -291,13 +291,13 @@ def test_a_library_whose_model_is_another_by_now_says_so(running, library_place,
     place = shutil.copytree(library_place, tmp_path / "copy.library")
     with Library.open(place, encoder) as library, running({"a": library}, refresh_seconds=0.0) as client:
         assert client.ask("GET", "/api/a/search?q=noise")[0] == 200
-        identity = library.store.identity
-        library.store.identity = replace(identity, hashes={"other": "0"})
+        view = library.store._view
+        library.store._view = replace(view, identity=replace(view.identity, hashes={"other": "0"}))
         for path in ("search?q=other", "pictures/1/scores?q=other"):
             status, headers, content = client.ask("GET", f"/api/a/{path}")
             assert status == 503 and b"is being replaced" in content and headers["retry-after"]
         assert client.ask("GET", "/api/a/pictures/1")[0] == 200
-        library.store.identity = identity
+        library.store._view = view
         assert client.ask("GET", "/api/a/search?q=noise")[0] == 200
 
 

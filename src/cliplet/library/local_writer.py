@@ -22,6 +22,7 @@ from cliplet.files import written_beside
 from cliplet.library.database import IMAGE, TEXT, Database, named
 from cliplet.library.identity import other_model
 from cliplet.library.local import ABOUT, RECORDS, content_of_text, read_about
+from cliplet.library.local_compact import compact_if_worth_it
 from cliplet.library.local_view import file_names
 from cliplet.library.locks import only_writer
 from cliplet.library.matrix import Matrix
@@ -30,7 +31,6 @@ from cliplet.library.records import Identity, joined
 from cliplet.library.store import Calibration, Entry, Known
 
 COLUMNS = ("format", "width", "height", "taken", "year", "month", "day", "hour", "latitude", "longitude", "camera")
-DEAD_SHARE, DEAD_LEAST = 0.5, 1000  # rows of pictures that are gone, beyond which the matrix is written anew
 
 
 @contextmanager
@@ -50,9 +50,9 @@ class LocalWriter:
     def __init__(self, folder: Path, database: Database):
         self.folder, self.database = folder, database
         self.generation = 0  # that vectors are written to
-        self._image: Matrix
-        self._text: Matrix
-        self._rows = {IMAGE: 0, TEXT: 0}
+        self.image: Matrix
+        self.text: Matrix
+        self.rows = {IMAGE: 0, TEXT: 0}
 
     def begin(self, identity: Identity, upgrade: bool = False) -> None:
         active = self.database.rows("SELECT * FROM generations WHERE active")
@@ -60,34 +60,35 @@ class LocalWriter:
             held = Identity.from_json(active[0]["identity"])
             if not held.same_vectors(identity):
                 raise other_model(self.folder, held, identity)
-            self._clear_unfinished(keep=None)
-            self._open(active[0])
+            self.clear_unfinished(keep=None)
+            self.open(active[0])
             return
         made = [
             row
             for row in self.database.rows("SELECT * FROM generations WHERE NOT active")
             if Identity.from_json(row["identity"]).same_vectors(identity)
         ]
-        self._clear_unfinished(keep=made[0]["id"] if made else None)
+        self.clear_unfinished(keep=made[0]["id"] if made else None)
         if not made:
             self.database.run(
                 "INSERT INTO generations (identity, dims, active) VALUES (?, ?, ?)",
                 [identity.to_json(), identity.dims, int(not active)],
             )
             made = self.database.rows("SELECT * FROM generations ORDER BY id DESC LIMIT 1")
-        self._open(made[0])
+        self.open(made[0])
 
-    def _open(self, row: Any) -> None:
+    def open(self, row: Any) -> None:
+        """Goes on with a generation."""
         self.generation = int(row["id"])
         names = file_names(self.folder, self.generation)
-        self._image, self._text = Matrix(names["vectors"], row["dims"]), Matrix(names["captions"], row["dims"])
-        self._rows = {IMAGE: int(row["image_rows"]), TEXT: int(row["text_rows"])}
-        for kind, matrix in ((IMAGE, self._image), (TEXT, self._text)):
-            if matrix.whole_rows() < self._rows[kind]:
-                matrix.vectors(self._rows[kind])  # raises what says so
-            matrix.cut(self._rows[kind])
+        self.image, self.text = Matrix(names["vectors"], row["dims"]), Matrix(names["captions"], row["dims"])
+        self.rows = {IMAGE: int(row["image_rows"]), TEXT: int(row["text_rows"])}
+        for kind, matrix in ((IMAGE, self.image), (TEXT, self.text)):
+            if matrix.whole_rows() < self.rows[kind]:
+                matrix.vectors(self.rows[kind])  # raises what says so
+            matrix.cut(self.rows[kind])
 
-    def _clear_unfinished(self, keep: int | None) -> None:
+    def clear_unfinished(self, keep: int | None) -> None:
         """Removes generations that are neither active nor to be gone on with, and files of any that are no more."""
         self.database.run("DELETE FROM generations WHERE NOT active AND id IS NOT ?", [keep])
         held = {int(row[0]) for row in self.database.rows("SELECT id FROM generations")}
@@ -165,22 +166,22 @@ class LocalWriter:
             if entry.features_D is not None and not self.has_vector(entry.content):
                 new.setdefault(entry.content, entry.features_D)
         contents = list(new)
-        self._append(self._image, IMAGE, contents, list(new.values()))
+        self._append(self.image, IMAGE, contents, list(new.values()))
         with self.database.transaction():
-            self._point(IMAGE, contents)
+            self.point(IMAGE, contents)
             for entry in entries:
                 self._write_picture(entry)
             self.database.run_many("INSERT OR REPLACE INTO problems VALUES (?, ?, ?, ?)", problems)
             self.database.run_many("DELETE FROM pictures WHERE path = ?", [[path] for path, *_ in problems])
-        self._rows[IMAGE] += len(contents)
+        self.rows[IMAGE] += len(contents)
 
     def _append(self, matrix: Matrix, kind: int, contents: list[bytes], features: list[np.ndarray]) -> None:
         if contents:
-            matrix.append(self._rows[kind], np.stack(features), contents)
+            matrix.append(self.rows[kind], np.stack(features), contents)
 
-    def _point(self, kind: int, contents: list[bytes]) -> None:
+    def point(self, kind: int, contents: list[bytes]) -> None:
         """Says whose the rows are that were just appended."""
-        first = self._rows[kind]
+        first = self.rows[kind]
         rows = [(self.generation, kind, content, first + place) for place, content in enumerate(contents)]
         self.database.run_many("INSERT INTO vectors VALUES (?, ?, ?, ?)", rows)
         column = "image_rows" if kind == IMAGE else "text_rows"
@@ -249,10 +250,10 @@ class LocalWriter:
 
     def write_captions(self, texts: Sequence[str], features_CD: np.ndarray) -> None:
         contents = [content_of_text(text) for text in texts]
-        self._append(self._text, TEXT, contents, list(features_CD))
+        self._append(self.text, TEXT, contents, list(features_CD))
         with self.database.transaction():
-            self._point(TEXT, contents)
-        self._rows[TEXT] += len(contents)
+            self.point(TEXT, contents)
+        self.rows[TEXT] += len(contents)
 
     def set_calibration(self, calibration: Calibration) -> None:
         with written_beside(file_names(self.folder, self.generation)["background"]) as beside:
@@ -264,58 +265,9 @@ class LocalWriter:
     def finish(self, queries: Callable[[], np.ndarray]) -> None:
         with self.database.transaction():
             self.database.run("UPDATE generations SET active = (id = ?)", [self.generation])
-        self._clear_unfinished(keep=None)
-        self._compact_if_worth_it()
+        self.clear_unfinished(keep=None)
+        compact_if_worth_it(self)
         self._write_about()
         names = file_names(self.folder, self.generation)
-        neighbours = Neighbours(self._image.vectors(self._rows[IMAGE]), names["index"])
+        neighbours = Neighbours(self.image.vectors(self.rows[IMAGE]), names["index"])
         neighbours.update(queries)
-
-    def _compact_if_worth_it(self) -> None:
-        """Writes the matrices anew, without the rows of what is gone, where these are most of them."""
-        dead = {}
-        for kind, table in ((IMAGE, "pictures"), (TEXT, "captions")):
-            found = self.database.rows(
-                f"SELECT count(*) FROM vectors AS v WHERE generation = ? AND kind = ? AND NOT EXISTS "
-                f"(SELECT 1 FROM {table} AS t WHERE t.content = v.content)",
-                [self.generation, kind],
-            )
-            dead[kind] = int(found[0][0])
-        if not any(count > max(DEAD_LEAST, DEAD_SHARE * self._rows[kind]) for kind, count in dead.items()):
-            return
-        self.compact()
-
-    def compact(self) -> None:
-        """Writes the matrices anew with the rows that are some picture's or caption's."""
-        old, image, text = self.generation, self._image, self._text
-        rows = dict(self._rows)
-        row = self.database.rows("SELECT * FROM generations WHERE id = ?", [old])[0]
-        self.database.run(
-            "INSERT INTO generations (identity, dims, calibration) VALUES (?, ?, ?)",
-            [row["identity"], row["dims"], row["calibration"]],
-        )
-        self._open(self.database.rows("SELECT * FROM generations ORDER BY id DESC LIMIT 1")[0])
-        for kind, table, before, after in (
-            (IMAGE, "pictures", image, self._image),
-            (TEXT, "captions", text, self._text),
-        ):
-            vectors_ND = before.vectors(rows[kind])
-            alive = self.database.rows(
-                "SELECT v.row, v.content FROM vectors AS v WHERE generation = ? AND kind = ? AND EXISTS "
-                f"(SELECT 1 FROM {table} AS t WHERE t.content = v.content) ORDER BY v.row",
-                [old, kind],
-            )
-            for start in range(0, len(alive), 4096):
-                span = alive[start : start + 4096]
-                contents = [bytes(one[1]) for one in span]
-                after.append(self._rows[kind], vectors_ND[[one[0] for one in span]].astype(np.float32), contents)
-                with self.database.transaction():
-                    self._point(kind, contents)
-                self._rows[kind] += len(contents)
-        before_file, after_file = (file_names(self.folder, one)["background"] for one in (old, self.generation))
-        if before_file.exists():
-            with written_beside(after_file) as beside:
-                beside.write_bytes(before_file.read_bytes())
-        with self.database.transaction():
-            self.database.run("UPDATE generations SET active = (id = ?)", [self.generation])
-        self._clear_unfinished(keep=None)
