@@ -48,7 +48,9 @@ def test_the_runtime_half_imports_without_torch(walled):
         "import cliplet.evaluation.report, cliplet.runtime.encoder, cliplet.runtime.engines\n"
         "import cliplet.evaluation.protocol, cliplet.evaluation.comparison_page, cliplet.evaluation.embeddings\n"
         "import cliplet.evaluation.zero_shot, cliplet.evaluation.few_shot, cliplet.evaluation.show\n"
-        "assert cliplet.load and cliplet.Encoder and cliplet.evaluate and cliplet.ClipletError\n"
+        "import cliplet.library.adding, cliplet.library.duplicates, cliplet.library.repair, cliplet.library.telling\n"
+        "import cliplet.serve.app, cliplet.serve.server, cliplet.cli.serve, cliplet.cli.library\n"
+        "assert cliplet.load and cliplet.Encoder and cliplet.evaluate and cliplet.ClipletError and cliplet.Library\n"
         "from cliplet.evaluation import retrieval_metrics\n"
         "import numpy as np\n"
         "metrics = retrieval_metrics(np.eye(3), np.eye(3), np.arange(3))\n"
@@ -56,6 +58,25 @@ def test_the_runtime_half_imports_without_torch(walled):
         "print(cliplet.__version__, sorted(set(sys.modules) & {'torch', 'timm', 'transformers'}))"
     )
     assert done.stdout.strip().endswith("[]")
+
+
+def test_a_library_is_made_searched_and_described_without_torch(walled, exported_model, tmp_path):
+    from PIL import Image
+
+    for number in range(3):
+        Image.effect_noise((40, 40), 90 + number).save(tmp_path / f"{number}.png")
+    code = """
+from cliplet.cli import main
+assert main(["index", sys.argv[1], "--library", "l.library", "-m", sys.argv[2]]) == 0
+assert main(["search", "l.library", "a", "boat", "--json"]) == 0
+from cliplet.library import Library
+from cliplet.serve.app import create_app
+from cliplet.serve.settings import Settings
+assert create_app({"l": Library.open("l.library")}, Settings()).routes
+print(sorted(set(sys.modules) & {"torch", "timm", "transformers"}))
+"""
+    done = walled(code, tmp_path, exported_model)
+    assert '"cliplet-search"' in done.stdout and done.stdout.strip().endswith("[]")
 
 
 def test_import_cliplet_is_light(walled):

@@ -12,7 +12,7 @@ import yaml
 from cliplet.config import ModelConfig
 from cliplet.errors import ModelError
 from cliplet.hub import is_hub_name
-from cliplet.results import DIRECTIONS
+from cliplet.result import DIRECTIONS
 
 UNKNOWN = "unknown"  # the hub's own word for a licence that nobody has named
 _HEAD = re.compile(r"\A(\ufeff?\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*\r?$)", re.DOTALL | re.MULTILINE)

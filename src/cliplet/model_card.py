@@ -9,7 +9,7 @@ from typing import Any
 from cliplet import __version__
 from cliplet.card_metadata import metadata, model_index, started_from, with_metadata
 from cliplet.config import ImageTowerConfig, ModelConfig, RunConfig, to_yaml
-from cliplet.results import DIRECTIONS
+from cliplet.result import DIRECTIONS
 
 USE = 'cliplet.load("this folder")'  # where a pushed model is loaded from is put in its place
 CARD = """\

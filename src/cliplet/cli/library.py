@@ -207,10 +207,12 @@ def _search(
         from cliplet.library.telling import draw, open_files, search_result, search_text
 
         hits = opened.search(asked, k, offset=offset, where=where, by=by)
-        result = search_result(library, asked, where, hits, time.monotonic() - began)
-    print(result.to_json() if json else search_text(result))
+    if json:
+        print(search_result(library, asked, where, hits, time.monotonic() - began).to_json())
+    else:
+        print(search_text(hits, where))
     if sheet:
-        draw(result, hits, sheet)
+        draw(asked, where, hits, sheet)
         print(f"drawn: {sheet}", file=sys.stderr)
     if open:
         open_files([hit.path for hit in hits])

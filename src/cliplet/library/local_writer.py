@@ -39,7 +39,7 @@ def writing(folder: Path, say: Any, wait: bool) -> Iterator[LocalWriter]:
     with only_writer(folder, say, wait):
         database = Database(folder / RECORDS, write=True)
         try:
-            yield LocalWriter(folder, database)
+            yield LocalWriter(folder, database, say)
         finally:
             database.close()
 
@@ -47,8 +47,9 @@ def writing(folder: Path, say: Any, wait: bool) -> Iterator[LocalWriter]:
 class LocalWriter:
     """See `store.Writer`."""
 
-    def __init__(self, folder: Path, database: Database):
-        self.folder, self.database = folder, database
+    def __init__(self, folder: Path, database: Database, say: Callable[[str], None]):
+        """`say` hears what takes long, and what went wrong without loss."""
+        self.folder, self.database, self.say = folder, database, say
         self.generation = 0  # that vectors are written to
         self.image: Matrix
         self.text: Matrix
@@ -270,4 +271,7 @@ class LocalWriter:
         self._write_about()
         names = file_names(self.folder, self.generation)
         neighbours = Neighbours(self.image.vectors(self.rows[IMAGE]), names["index"])
-        neighbours.update(queries)
+        try:
+            neighbours.update(queries, self.say)
+        except DataError as error:
+            self.say(f"the approximate index could not be written, and searching stays exact: {error.message}")

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cliplet.data.records import writable
 from cliplet.errors import ClipletError
 from cliplet.library.query import Query
-from cliplet.library.records import CaptionHit, Hit, Picture
-from cliplet.results import CaptionsResult, DuplicatesResult, FoundCaption, FoundPicture, SearchResult
+from cliplet.library.records import CaptionHit, Hits, Picture
+
+if TYPE_CHECKING:  # a query must not wait for what only --json needs
+    from cliplet.results import CaptionsResult, DuplicatesResult, SearchResult
 
 NOTHING_FITS = "nothing in the library fits well; the closest are:"
 
@@ -29,8 +32,10 @@ def terms_of(query: Query) -> list[str]:
     return [writable(text) for text in shown]
 
 
-def search_result(library: str, query: Query, where: str, hits: Sequence[Hit], seconds: float) -> SearchResult:
+def search_result(library: str, query: Query, where: str, hits: Hits, seconds: float) -> SearchResult:
     """What was found, as the command gives it."""
+    from cliplet.results import FoundPicture, SearchResult
+
     found = [
         FoundPicture(
             id=str(hit.id),
@@ -49,27 +54,30 @@ def search_result(library: str, query: Query, where: str, hits: Sequence[Hit], s
         library=writable(library),
         query=terms_of(query),
         where=where,
-        nothing_fits=getattr(hits, "nothing_fits", False),
-        total=getattr(hits, "total", None),
+        nothing_fits=hits.nothing_fits,
+        total=hits.total,
         hits=found,
         seconds=round(seconds, 3),
     )
 
 
-def search_text(result: SearchResult) -> str:
+def search_text(hits: Hits, where: str) -> str:
     """The same for people: a line a picture, score and fit first. Line breaks in names are shown as escapes."""
-    if not result.hits:
-        return "no picture passes the filter" if result.where else "nothing was found"
-    lines = [NOTHING_FITS] if result.nothing_fits else []
-    for hit in result.hits:
+    if not hits:
+        return "no picture passes the filter" if where else "nothing was found"
+    lines = [NOTHING_FITS] if hits.nothing_fits else []
+    for hit in hits:
         copies = f"  (and {len(hit.copies)} copies)" if hit.copies else ""
-        caption = f"  {hit.caption}" if hit.caption else ""
-        lines.append(f"{hit.score:6.3f}  {hit.fit:5.1f} %  {shown(hit.path)}{copies}{caption}")
+        caption = hit.caption or next(iter(hit.picture.captions), "")
+        said = f"  {shown(caption)}" if caption else ""
+        lines.append(f"{hit.score:6.3f}  {hit.fit:5.1f} %  {shown(writable(hit.path))}{copies}{said}")
     return "\n".join(lines)
 
 
 def captions_result(library: str, query: Query, found: Sequence[CaptionHit], seconds: float) -> CaptionsResult:
     """Captions that were found, as the command gives them."""
+    from cliplet.results import CaptionsResult, FoundCaption
+
     captions = [
         FoundCaption(text=one.text, score=round(one.score, 4), fit=one.fit, path=writable(one.path)) for one in found
     ]
@@ -87,6 +95,8 @@ def captions_text(result: CaptionsResult) -> str:
 
 def duplicates_result(library: str, groups: Sequence[Sequence[Picture]], seconds: float) -> DuplicatesResult:
     """Groups of copies, as the command gives them."""
+    from cliplet.results import DuplicatesResult
+
     paths = [[writable(one.path) for one in group] for group in groups]
     return DuplicatesResult(
         library=writable(library), groups=paths, pictures=sum(map(len, paths)), seconds=round(seconds, 3)
@@ -105,12 +115,12 @@ def shown(path: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in path)
 
 
-def draw(result: SearchResult, hits: Sequence[Hit], file: Path) -> None:
+def draw(query: Query, where: str, hits: Hits, file: Path) -> None:
     """A contact sheet of what was found. Raises ClipletError where it cannot be written."""
     from cliplet.drawing import contact_sheet, save_picture
 
-    title = " ".join(result.query).removeprefix("+ ") + (f"   where {result.where}" if result.where else "")
-    if result.nothing_fits:
+    title = " ".join(terms_of(query)).removeprefix("+ ") + (f"   where {where}" if where else "")
+    if hits.nothing_fits:
         title += f"   ({NOTHING_FITS.rstrip(':')})"
     labels = [f"{hit.score:.3f}   {hit.fit:.0f} %   {hit.caption or Path(hit.path).name}" for hit in hits]
     save_picture(contact_sheet([hit.path for hit in hits], labels, columns=5, title=title), file)

@@ -22,7 +22,7 @@ from cliplet.config import ModelConfig
 from cliplet.errors import ModelError
 from cliplet.files import file_sha256
 from cliplet.model_folder import GRAPHS, PARITY, TOKENIZER, WEIGHTS
-from cliplet.results import Result, Strict
+from cliplet.result import Result, Strict
 from cliplet.runtime.state import State
 
 PROBE = "probe.npz"
