@@ -51,7 +51,7 @@ COMMANDS: dict[str, list[type[Strict]]] = {
 }
 HEAD = """# JSON
 
-Every command takes `--json`. It then prints one JSON object on standard output and nothing else there; progress,
+Every command but `cliplet serve` takes `--json`. It then prints one JSON object on standard output, nothing else; progress,
 notes and warnings go to standard error, and the exit status is 0 only where the object is whole.
 
 Each object says its `format` and `format_version` (but a recipe's configuration, which is one by itself). Under one

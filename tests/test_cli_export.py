@@ -87,6 +87,7 @@ def test_a_folder_without_weights_can_be_looked_at_and_evaluated(small, scenes, 
     assert json.loads(capsys.readouterr().out)["metrics"]["images"] == 16
 
 
+@pytest.mark.slow
 def test_eight_bits_that_cost_too_much_are_refused_and_nothing_is_written(
     saved_model, scenes, tmp_path, capsys, monkeypatch
 ):
@@ -138,6 +139,7 @@ def test_a_model_with_weights_is_never_replaced_by_one_without(model_copy, saved
     assert sorted(file.name for file in model_copy.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_list_without_splits_calibrates_on_what_is_not_measured(saved_model, tmp_path, capsys):
     """Its val is a tenth; ranges and directions come from the rest, and R@1 of fewer dimensions is measured."""
     random = np.random.default_rng(0)
