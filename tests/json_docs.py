@@ -51,8 +51,8 @@ COMMANDS: dict[str, list[type[Strict]]] = {
 }
 HEAD = """# JSON
 
-Every command but `cliplet serve` takes `--json`. It then prints one JSON object on standard output, nothing else; progress,
-notes and warnings go to standard error, and the exit status is 0 only where the object is whole.
+Every command but `cliplet serve` takes `--json`. It then prints one JSON object on standard output and nothing else
+there; progress, notes and warnings go to standard error, and the exit status is 0 only where the object is whole.
 
 Each object says its `format` and `format_version` (but a recipe's configuration, which is one by itself). Under one
 version no field is renamed, removed or given another meaning; new ones may be added, so read by name and pass over
