@@ -155,12 +155,8 @@ class Indexing:
 
     def _caption(self, captions: Mapping[str, tuple[str, ...]]) -> None:
         """Captions for pictures that were there before, too."""
-        differing = []
-        for path, one in self.writer.known().items():
-            texts = captions.get(os.path.realpath(path))
-            if texts is not None:
-                differing.append((one.id, texts))
-        self.writer.caption(differing)
+        given = ((one.id, captions.get(os.path.realpath(path))) for path, one in self.writer.known().items())
+        self.writer.caption([(id, texts) for id, texts in given if texts is not None])
 
     def _embed_captions(self) -> None:
         while texts := self.writer.captions_without_vectors(TEXTS_AT_ONCE):
@@ -242,12 +238,12 @@ def refuse_vanished(roots: Sequence[str]) -> None:
 def read_captions(source: str | Path, folders: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Captions by real path from a data set: an annotation file of any kind that cliplet reads.
 
-    Its pictures are looked for where the data set itself would, and else by their names in `folders`, the folders that
-    are indexed. Raises DataError.
+    Its pictures are looked for where the data set itself would, and else by their names in the first of `folders`,
+    those that are indexed. Raises DataError.
     """
     from cliplet.data.readers import read_source
 
-    images = next((folder for folder in folders), None)
+    images = next(iter(folders), None)
     try:
         records = read_source(source).records
     except DataError:
