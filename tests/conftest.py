@@ -73,6 +73,29 @@ def exported_model(saved_model, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def traced_once(exported_model):
+    """Exports of the tiny model take the graphs of `exported_model`: tracing is nearly all of their time, and what uses
+    this is about what comes after it."""
+    import importlib
+
+    import onnx
+
+    from cliplet.runtime.exported import TOWERS
+
+    run = importlib.import_module("cliplet.export.run")  # the package has a function of the same name
+    weights = (exported_model / "model.safetensors").read_bytes()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+
+        def graphs(model):
+            model.save_pretrained(Path(folder) / "traced", card="# card\n")
+            assert (Path(folder) / "traced" / "model.safetensors").read_bytes() == weights
+            return {tower: onnx.load(exported_model / "onnx" / f"{tower}.onnx") for tower in TOWERS}
+
+        patch.setattr(run, "export_graphs", graphs)
+        yield
+
+
 @pytest.fixture
 def exported_copy(exported_model, tmp_path):
     """The same, for a test that damages it."""

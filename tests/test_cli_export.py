@@ -10,6 +10,8 @@ from PIL import Image
 import cliplet
 from cliplet.cli import main
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
@@ -22,7 +24,7 @@ def scenes(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def small(saved_model, scenes, tmp_path_factory):
+def small(saved_model, scenes, traced_once, tmp_path_factory):
     """The tiny model in 8 bits with fewer dimensions, and what the command printed."""
     import contextlib
     import io

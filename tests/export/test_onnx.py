@@ -145,7 +145,13 @@ def assert_tower_is_the_model(model, tower, folder):
             assert unlike(graph(*inputs), expected) < 1e-4
 
 
-@pytest.mark.parametrize("parts", IMAGE_PARTS.values(), ids=IMAGE_PARTS)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(parts, id=name, marks=[pytest.mark.slow] if name == "the smallest TinyViT" else [])
+        for name, parts in IMAGE_PARTS.items()
+    ],
+)
 def test_every_image_tower(tiny_config, captions, parts, tmp_path):
     assert_tower_is_the_model(build(tiny_config, parts, captions), "image", tmp_path)
 
@@ -211,12 +217,13 @@ def test_an_operator_that_onnx_has_not(tiny_model, tmp_path):
         export_graphs(tiny_model, ["image"])
 
 
-def test_a_graph_that_is_not_the_model_is_refused_and_the_earlier_export_stays(exported_copy, monkeypatch):
+def test_a_graph_that_is_not_the_model_is_refused_and_the_earlier_export_stays(traced_once, exported_copy, monkeypatch):
     module = importlib.import_module("cliplet.export.run")
+    traced = module.export_graphs
     before = {file.name: file.read_bytes() for file in (exported_copy / "onnx").iterdir()}
 
     def wrong(model):
-        graphs = export_graphs(model)
+        graphs = traced(model)
         weights = max(graphs["text"].graph.initializer, key=lambda one: one.ByteSize())
         values = onnx.numpy_helper.to_array(weights)
         random = np.random.default_rng(0).normal(0, values.std(), values.shape).astype(np.float32)
@@ -238,7 +245,9 @@ def test_a_folder_of_somebody_else_is_left_alone(saved_model, tmp_path):
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
-def test_a_run_folder_is_exported_into_its_best_model_in_the_place_of_what_was_there(exported_model, tmp_path):
+def test_a_run_folder_is_exported_into_its_best_model_in_the_place_of_what_was_there(
+    traced_once, exported_model, tmp_path
+):
     shutil.copytree(exported_model, tmp_path / "run" / "model")
     (tmp_path / "run" / "model" / "onnx" / "image.onnx").write_bytes(b"old")
     folder, _ = export(tmp_path / "run")

@@ -76,12 +76,12 @@ def start(command, rank, ranks, port, **more):
     )
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """Where each rank of groups of 2 and of 4 has left what it ended with, in every case."""
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def ended(request, tmp_path_factory):
+    """How many ranks there were, and where each has left what it ended with, in every case."""
     out = tmp_path_factory.mktemp("ranks")
     (out / "cases.json").write_text(json.dumps(CASES))
-    groups = json.dumps({2: free_port(), 4: free_port()})
+    groups = json.dumps({request.param: free_port()})
     done = subprocess.run(
         [sys.executable, str(HERE / "rank.py"), str(out), groups],
         env={**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"},
@@ -90,17 +90,17 @@ def ended(tmp_path_factory):
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
-    return out
+    return request.param, out
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_give_what_one_process_gives(ended, name, ranks):
+def test_ranks_give_what_one_process_gives(ended, name):
+    ranks, out = ended
     if "chunk_size" in CASES[name]:  # of one process, the whole batch at once
         alone = run(Ranks(), {**CASES[name], "chunk_size": None})
     else:
         alone = run(Ranks(), CASES[name])
-    by_rank = [load_file(ended / f"{name}-{rank}-of-{ranks}.safetensors") for rank in range(ranks)]
+    by_rank = [load_file(out / f"{name}-{rank}-of-{ranks}.safetensors") for rank in range(ranks)]
     gradients = {key: tensor for key, tensor in alone.items() if key.startswith("gradient")}
     tolerance = 1e-4 if CASES[name].get("sam") or CASES[name].get("steps") else 1e-5  # steps carry rounding on
     for rank, theirs in enumerate(by_rank):
@@ -112,9 +112,9 @@ def test_ranks_give_what_one_process_gives(ended, name, ranks):
                 torch.testing.assert_close(tensor, alone[key], rtol=1e-4, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_that_are_resumed_end_with_the_same_bits(ended, ranks):
-    whole, resumed = (load_file(ended / f"{name}-0-of-{ranks}.safetensors") for name in ("batch-norm", "resumed"))
+def test_ranks_that_are_resumed_end_with_the_same_bits(ended):
+    ranks, out = ended
+    whole, resumed = (load_file(out / f"{name}-0-of-{ranks}.safetensors") for name in ("batch-norm", "resumed"))
     for key, tensor in whole.items():
         assert torch.equal(tensor, resumed[key]), key
 
@@ -149,6 +149,7 @@ def command(recipe, output, *more):
     return ["-m", "cliplet", "train", "--config", recipe, "--train.output", output, *more]
 
 
+@pytest.mark.slow
 def test_torchrun_trains_one_model(recipe, tmp_path):
     """Frozen features, averages, chunks, stored teachers and validation shared out; one folder, written by rank 0; then
     resumed."""
