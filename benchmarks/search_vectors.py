@@ -93,7 +93,7 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def cliplet_build(given: Given) -> dict[str, Any]:
-    from cliplet.library.nearest import build
+    from cliplet.library.approximate_making import build
 
     file = given.folder / "cliplet.usearch"
     began = time.perf_counter()
@@ -122,7 +122,7 @@ def exact_build(given: Given) -> dict[str, Any]:
 
 
 def exact_search(given: Given, _: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
-    from cliplet.library.nearest import exact
+    from cliplet.library.exact import exact
 
     vectors_ND = mapped(given.matrix, given.tuning_QD.shape[1])
     return lambda query_D: exact(vectors_ND, query_D, K)[0]

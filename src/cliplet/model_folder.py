@@ -119,10 +119,11 @@ def read_description(folder: str | Path) -> Description:
 
 def refuse_other_tokenizer(folder: str | Path, description: Description, tokenizer: Tokenizer) -> None:
     """Raises ModelError where tokenizer.json is another model's."""
-    if description.tokenizer_entries not in (None, tokenizer.vocab_size):
+    entries = description.tokenizer_entries
+    if entries is not None and not tokenizer.ends_at(entries):
         raise ModelError(
             f"{folder}: its tokenizer.json is another model's: it has {tokenizer.vocab_size:,} entries, but was "
-            f"saved with {description.tokenizer_entries:,}"
+            f"saved with {entries:,}"
         )
 
 

@@ -16,7 +16,9 @@ import pytest
 from cliplet.errors import DataError
 from cliplet.library import approximate, approximate_making, nearest
 from cliplet.library import exact as scanning
-from cliplet.library.nearest import Neighbours, build, exact, extend
+from cliplet.library.approximate_making import build, extend
+from cliplet.library.exact import exact
+from cliplet.library.nearest import Neighbours
 
 DIMS, ROWS = 32, 2400
 LEVEL = {"k": 10, "expansion_search": 64, "candidates": 20, "recall_texts": 1.0, "texts": 1, "recall_pictures": 1.0}

@@ -148,7 +148,18 @@ def test_vocab_size_counts_added_tokens():
     backend.add_tokens(["zebra"])
     tokenizer = Tokenizer(backend, 8)
     assert tokenizer.vocab_size == len(WORDS) + 1
+    assert [size for size in range(-1, 20) if tokenizer.ends_at(size)] == [len(WORDS) + 1]
     assert tokenizer(["zebra"])[0].max() == len(WORDS)
+
+
+def test_a_tokenizer_that_is_given_keeps_its_own_settings(tmp_path):
+    backend = words()
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    for tokenizer in (Tokenizer(backend, 8), Tokenizer.from_file(tmp_path / "tokenizer.json", 8)):
+        assert tokenizer(["a red boat dog"])[0].shape[1] > 3
+    assert backend.truncation["max_length"] == 3 and backend.padding["length"] == 9
 
 
 # Training

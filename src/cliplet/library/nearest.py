@@ -8,16 +8,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from cliplet.errors import DataError
 from cliplet.library.approximate import Approximate, opened
-from cliplet.library.approximate_making import Progress, Say, build, extend
 from cliplet.library.exact import exact
 
-__all__ = ["Approximate", "Neighbours", "build", "exact", "extend"]
+if TYPE_CHECKING:
+    from cliplet.library.approximate_making import Progress, Say
 
 EXACT_BYTES = 200_000_000  # of vectors: one core looks through them in about 20 ms
 TAIL_SHARE = 0.1  # of the rows, that the index may lack before it is extended
@@ -108,6 +108,8 @@ class Neighbours:
         due = self.due()
         if due is None or self.file is None:
             return
+        from cliplet.library.approximate_making import build, extend  # a search makes nothing
+
         alive = None if self.dead_N is None else np.flatnonzero(~self.dead_N)
         if say:
             what = "making" if due == "build" else "extending"

@@ -25,7 +25,10 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, context_length: int):
         # A copy, for truncation is a setting of the object and the caller's stays as it was.
-        self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._keep(tokenizers.Tokenizer.from_str(backend.to_str()), context_length)
+
+    def _keep(self, backend: tokenizers.Tokenizer, context_length: int) -> None:
+        self._backend = backend
         self._backend.no_padding()
         special = self._backend.num_special_tokens_to_add(False)
         if context_length <= special:
@@ -44,7 +47,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception for all of it
             raise ModelError(f"{file}: cannot be opened as a tokenizer: {error}") from None
-        return cls(backend, context_length)
+        return cls._of(backend, context_length)
 
     @classmethod
     def from_json(cls, text: str, context_length: int) -> Tokenizer:
@@ -53,7 +56,14 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception for all of it
             raise ModelError(f"cannot be opened as a tokenizer: {error}") from None
-        return cls(backend, context_length)
+        return cls._of(backend, context_length)
+
+    @classmethod
+    def _of(cls, backend: tokenizers.Tokenizer, context_length: int) -> Tokenizer:
+        """Of one that nobody else has: a copy of 30,000 entries takes longer than opening their file."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._keep(backend, context_length)
+        return tokenizer
 
     def to_json(self) -> str:
         """The text of a tokenizer.json."""
@@ -67,6 +77,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Entries, added ones included; ids lie below it."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def ends_at(self, size: int) -> bool:
+        """Whether `vocab_size` is `size`, asked of two ids instead of all; ids without a gap are taken for granted."""
+        entry = self._backend.id_to_token
+        return size > 0 and entry(size - 1) is not None and entry(size) is None
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and attention mask of `texts`, both (N, L) int64, L the longest text's length."""
