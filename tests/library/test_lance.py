@@ -209,7 +209,7 @@ def test_many_rows_get_an_index_that_finds_what_comparing_all_finds(tmp_path, mo
     assert recall(exactly) >= 0.97 and recall(filtered, many) >= 0.9
     assert len(store.nearest(queries_QD[0], 10, few)) == 10
     assert {one.picture.year for one in store.nearest(queries_QD[0], 15, few)} == set(range(2000, 2015))
-    assert [one.name for one in store.pictures_of("number 77")] == ["077.jpg"]
+    assert [store.picture(id).name for _, id in store.captioned(["number 77"])["number 77"]] == ["077.jpg"]
     changed(store, lambda writer: writer.write([entry(9000)], []))  # it is found though the index does not know it
     assert store.nearest(vector(9000), 1)[0].picture.name == "9000.jpg"
     changed(store, lambda writer: writer.finish(lambda: queries_QD))

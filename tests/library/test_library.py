@@ -81,6 +81,23 @@ def test_one_result_a_picture_though_it_has_several_captions(opened):
     assert sorted(paths(filtered)) == ["00.png", "01.png", "02.png"] and paths(filtered)[0] == "01.png"
 
 
+@pytest.mark.parametrize("where", ["", "width > 50", "width = 1", "caption = 'one of twelve'"])
+def test_pictures_by_captions_are_those_of_comparing_every_caption(opened, encoder, where):
+    passing = {picture.id: picture for picture in opened.newest(20, where=where)}
+    query_D = encoder.encode_text(["a dog in the snow"])[0]
+    scores = {
+        id: max(float(encoder.encode_text([text])[0] @ query_D) for text in picture.captions)
+        for id, picture in passing.items()
+    }
+    hits = opened.search("a dog in the snow", k=20, by="captions", where=where)
+    assert {hit.id: hit.score for hit in hits} == pytest.approx(scores, abs=2e-3)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert all(hit.caption in passing[hit.id].captions for hit in hits)
+    assert hits.total == (len(passing) if where else None)
+    pages = [opened.search("a dog in the snow", k=5, offset=at, by="captions", where=where) for at in range(0, 20, 5)]
+    assert [hit.id for page in pages for hit in page] == [hit.id for hit in hits]
+
+
 def test_scores_of_one_picture(opened, encoder):
     picture = opened.newest(1)[0]
     (score, fit), _ = opened.scores(picture.id, ["a boat", "a dog"])

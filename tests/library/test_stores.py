@@ -154,9 +154,21 @@ def test_captions(store):
         found[0].path
     ]
     assert found[0].score == pytest.approx(1, abs=1e-3) and found[0].score > found[1].score > found[2].score
-    assert [one.name for one in store.pictures_of("number 4")] == ["004.jpg"]
-    assert store.pictures_of("number") == [] and len(store.pictures_of("one of twelve")) == 12
-    assert [one.year for one in store.pictures_of("one of twelve", parse("year = 2003"))] == [2003]
+    having = store.captioned(["number 4", "number", "one of twelve"])
+    ((content, id),) = having["number 4"]
+    assert store.picture(id).name == "004.jpg" and content == store.content(id)
+    assert set(having) == {"number 4", "one of twelve"} and len(having["one of twelve"]) == 12
+    assert having["one of twelve"] == sorted(having["one of twelve"], key=lambda one: one[1])
+    ((_, id),) = store.captioned(["one of twelve"], parse("year = 2003"))["one of twelve"]
+    assert store.picture(id).year == 2003
+    assert [one.id for one in store.pictures([id, 10**9, 2**70, having["number 4"][0][1]])] == [
+        id,
+        having["number 4"][0][1],
+    ]
+    passing = store.nearest_captions(vector(hash_of("number 4")), 5, parse("year = 2003"))
+    assert {store.picture(one.id).year for one in passing} == {2003}
+    assert {one.text for one in passing} == set(store.picture(id).captions)
+    assert store.nearest_captions(vector(1), 5, parse("year = 1999")) == []
 
 
 def hash_of(text):

@@ -11,21 +11,23 @@ roots        folders that were indexed
 from __future__ import annotations
 
 import os
+import queue
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cliplet.errors import ConfigError, DataError
+from cliplet.errors import DataError
+from cliplet.library import deadline
 
 FORMAT_VERSION = 1
 BUSY_SECONDS = 30.0
-MAX_SECONDS = 10.0  # of a query with a filter
-STEPS_BETWEEN_LOOKS = 100_000  # of SQLite's machine: milliseconds
+READERS = 8  # connections for reading at the most
+STEPS_BETWEEN_LOOKS = 100_000  # of SQLite's machine, between looks at the clock: milliseconds
 IMAGE, TEXT = 0, 1  # kinds of vectors
 
 _SCHEMA = """
@@ -63,12 +65,16 @@ DAMAGED_HINT = "Mend it with: cliplet index --library LIBRARY --repair. The pict
 
 
 class Database:
-    """A connection that threads may share: they take turns. Text is what Python's `os` gives; see `stored`."""
+    """The records, for many threads. Those that read have a connection each, so that nobody waits for a slow query of
+    another; one that may write is shared by turns. Text is what Python's `os` gives; see `stored`."""
 
     def __init__(self, file: Path, *, write: bool = False):
         """Raises DataError where there is none, it is damaged or it is of another version."""
-        self.file = file
+        self.file, self._write = file, write
         self._turn = threading.RLock()
+        self._idle: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()  # of those for reading
+        self._unopened = threading.Semaphore(READERS)
+        self._closed = False
         if not file.is_file():
             raise DataError(f"{file}: there is no such file; a library has one", DAMAGED_HINT)
         try:
@@ -101,17 +107,54 @@ class Database:
         found = self.rows("SELECT value FROM meta WHERE key = ?", [key])
         return found[0][0] if found else None
 
-    def rows(self, statement: str, values: Sequence[Any] = (), *, bounded: bool = False) -> list[sqlite3.Row]:
-        """All rows of a query. Raises DataError where the file is damaged; ConfigError where a `bounded` one, which
-        somebody's filter is part of, takes too long: others wait for it."""
-        with self._turn, self._explained():
-            end = time.monotonic() + MAX_SECONDS
-            if bounded:
-                self._connection.set_progress_handler(lambda: time.monotonic() > end, STEPS_BETWEEN_LOOKS)
+    def rows(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """All rows of a query. Raises DataError where the file is damaged; ConfigError beyond the deadline that holds
+        (`deadline.within`), for a filter can ask for the work of hours."""
+        with self._explained(), self._borrowed() as connection:
+            return self._rows(connection, statement, values)
+
+    def _rows(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        until = deadline.current()
+        if until is None:
+            return connection.execute(statement, [stored(value) for value in values]).fetchall()
+        if until.is_over:
+            raise deadline.too_late()
+        connection.set_progress_handler(lambda: until.is_over, STEPS_BETWEEN_LOOKS)
+        try:
+            return connection.execute(statement, [stored(value) for value in values]).fetchall()
+        finally:
+            connection.set_progress_handler(None, 0)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        """A connection that nobody else uses meanwhile."""
+        if self._write:
+            with self._turn:
+                yield self._connection
+            return
+        connection = self._unused()
+        try:
+            yield connection
+        finally:
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.put(connection)
+
+    def _unused(self) -> sqlite3.Connection:
+        with suppress(queue.Empty):
+            return self._idle.get_nowait()
+        if self._unopened.acquire(blocking=False):
             try:
-                return self._connection.execute(statement, [stored(value) for value in values]).fetchall()
-            finally:
-                self._connection.set_progress_handler(None, 0)
+                return _opened(self.file, write=False)
+            except BaseException:
+                self._unopened.release()
+                raise
+        until = deadline.current()
+        try:
+            return self._idle.get(timeout=max(0.0, until.end - time.monotonic()) if until else None)
+        except queue.Empty:
+            raise deadline.too_late() from None
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """One statement that changes something."""
@@ -137,8 +180,9 @@ class Database:
                 raise
 
     def version(self) -> int:
-        """Another number when somebody else has changed something."""
-        return int(self.rows("PRAGMA data_version")[0][0])
+        """Another number when somebody else has changed something, in the eyes of one and the same connection."""
+        with self._turn, self._explained():
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def complaint(self) -> str:
         """What is wrong with the file, by SQLite's own check; empty if nothing is."""
@@ -149,8 +193,12 @@ class Database:
         return "" if first == "ok" else first
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes it; connections that are in use, when they are not any more."""
+        self._closed = True
         self._connection.close()
+        with suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -161,9 +209,7 @@ class Database:
             if "full" in str(error) or "disk I/O" in str(error):
                 raise OSError(f"{self.file}: {error}") from None
             if "interrupted" in str(error):
-                raise ConfigError(
-                    f"the filter takes more than {MAX_SECONDS:.0f} seconds", "Ask for less at once."
-                ) from None
+                raise deadline.too_late() from None
             if "no such table" in str(error) or "no such column" in str(error):
                 raise DataError(f"{self.file}: is damaged: {error}", DAMAGED_HINT) from None
             raise DataError(f"{self.file}: {error}", "Is its disk there, and may it be written to?") from None

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from cliplet.errors import DataError
-from cliplet.library.lance_tables import LIBRARY, About, Place, explained, lance_module, literal, vectors_of
-from cliplet.library.lance_view import IN_BLOCK, Row, View
-from cliplet.library.records import Identity, Picture, joined
+from cliplet.library.lance_tables import LIBRARY, About, Place, explained, lance_module, vectors_of
+from cliplet.library.lance_view import FEW, IN_BLOCK, Row, View
+from cliplet.library.records import Identity, Picture
 from cliplet.library.store import CREATE_HINT, Calibration, Found, FoundCaption, Writer
 from cliplet.library.where import Where
 
@@ -107,31 +107,38 @@ class LanceStore:
             asked *= 4
         return []
 
-    def nearest_captions(self, query_D: np.ndarray, k: int) -> list[FoundCaption]:
-        view = self._view
+    def nearest_captions(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[FoundCaption]:
+        view, condition = self._view, where.lance() if where else ""
+        passing = set(view.ids(condition).tolist()) if where else None
+        texts = view.captions_of(condition) if passing is not None and len(passing) <= FEW else None
         asked = k
         while k > 0:
-            near = view.near_captions(query_D, asked)
+            near = view.near_captions(query_D, asked, texts)
             there = view.there([picture for _, picture, _ in near])
-            found = []
+            found, lost = dict[str, FoundCaption](), []
             for text, hint, score in near:
                 picture = there[hint].picture if hint in there else None
-                if picture is None or text not in picture.captions:
-                    picture = next(iter(self._pictures_of(view, text, "", 1)), None)
-                if picture is not None:  # else nothing has it any more
-                    found.append(FoundCaption(text, picture.id, picture.path, score))
+                if picture is None or text not in picture.captions or (passing is not None and hint not in passing):
+                    lost.append(text)
+                else:
+                    found[text] = FoundCaption(text, hint, picture.path, score)
+            others = view.captioned(lost, condition) if lost else {}
+            for text, _, score in near:
+                if text in others:  # else nothing has it any more, or nothing that passes
+                    picture = others[text][0].picture
+                    found[text] = FoundCaption(text, picture.id, picture.path, score)
             if len(found) >= k or len(near) < asked:
-                return found[:k]
+                return [found[text] for text, *_ in near if text in found][:k]
             asked = asked * 2 + 16
         return []
 
-    def pictures_of(self, text: str, where: Where | None = None) -> list[Picture]:
-        return self._pictures_of(self._view, text, where.lance() if where else "", None)
+    def captioned(self, texts: Sequence[str], where: Where | None = None) -> dict[str, list[tuple[str, int]]]:
+        having = self._view.captioned(texts, where.lance() if where else "")
+        return {text: [(row.content.hex(), row.picture.id) for row in rows] for text, rows in having.items()}
 
-    def _pictures_of(self, view: View, text: str, condition: str, at_most: int | None) -> list[Picture]:
-        having = f"contains(captions, {literal(joined((text,)) or '')})"
-        ids = view.ids(f"{having} AND {condition}" if condition else having)
-        return [row.picture for row in view.rows_of(np.sort(ids)[:at_most].tolist())]
+    def pictures(self, ids: Sequence[int]) -> list[Picture]:
+        there = self._view.there(ids)
+        return [there[id].picture for id in ids if id in there]
 
     def picture(self, id: int) -> Picture:
         return self._row(id).picture

@@ -9,13 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cliplet.library.lance_tables import BACKGROUND, CAPTIONS, PICTURES, About, Place, conditions, explained, vectors_of
-from cliplet.library.records import Picture
+from cliplet.library.lance_tables import (
+    BACKGROUND,
+    CAPTIONS,
+    PICTURES,
+    About,
+    Place,
+    conditions,
+    explained,
+    literal,
+    vectors_of,
+)
+from cliplet.library.records import Picture, joined, listed
 from cliplet.library.store import Calibration, no_picture
 
 METRIC = "cosine"  # vectors have unit length, so it orders as the product does
 FEW = 20_000  # pictures that pass a filter: so many are compared one by one, though there is an index
 IN_BLOCK = 4096  # rows
+TEXTS_IN_CONDITION = 64  # captions that are looked for in one pass over the pictures
 KEPT = 4096  # pictures in memory: what was found is asked for again at once
 
 
@@ -100,14 +111,51 @@ class View:
         scores = (_products([row.vector_D for row in rows], query_D)).tolist()
         return sorted(zip(scores, rows, strict=True), key=lambda one: (-one[0], one[1].picture.id))
 
-    def near_captions(self, query_D: np.ndarray, k: int) -> list[tuple[str, int, float]]:
-        """Captions, a picture that had them, and their products with the query, the largest first."""
+    def captions_of(self, condition: str) -> set[str]:
+        """Captions of the pictures that pass."""
+        if self.pictures is None:
+            return set()
+        with explained(self.place.text):
+            table = self.pictures.to_table(columns=["captions"], filter=condition)
+        return {text for entries in table["captions"].to_pylist() for text in listed(entries)}
+
+    def captioned(self, texts: Sequence[str], condition: str) -> dict[str, list[Row]]:
+        """Of each caption that there is, the pictures that pass and have exactly it, by their numbers."""
+        having: dict[str, list[Row]] = {}
+        wanted = set(texts)
+        for start in range(0, len(texts), TEXTS_IN_CONDITION):
+            entries = [literal(joined((text,)) or "") for text in texts[start : start + TEXTS_IN_CONDITION]]
+            any_of_them = " OR ".join(f"contains(captions, {entry})" for entry in entries)
+            ids = self.ids(f"({any_of_them}) AND {condition}" if condition else any_of_them)
+            for id, row in sorted(self.there(ids.tolist()).items()):
+                for text in wanted.intersection(row.picture.captions):
+                    rows = having.setdefault(text, [])
+                    if all(other.picture.id != id for other in rows):
+                        rows.append(row)
+        return {text: sorted(rows, key=lambda row: row.picture.id) for text, rows in having.items()}
+
+    def near_captions(self, query_D: np.ndarray, k: int, among: set[str] | None = None) -> list[tuple[str, int, float]]:
+        """Captions, a picture that had them, and their products with the query, the largest first. `among`: of these
+        captions alone, which are compared one by one."""
         if self.captions is None:
             return []
-        table = self._nearest(self.captions, query_D, k, "")
+        table = self._nearest(self.captions, query_D, k, "") if among is None else self._captions_among(among)
         scores = _products(list(vectors_of(table)), query_D).tolist()
         columns = (table["text"].to_pylist(), table["picture"].to_pylist(), scores)
-        return sorted(zip(*columns, strict=True), key=lambda one: -one[2])
+        return sorted(zip(*columns, strict=True), key=lambda one: -one[2])[:k]
+
+    def _captions_among(self, texts: set[str]) -> Any:
+        """The captions' rows of these texts."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted, places, start = pa.array(sorted(texts), pa.string()), [], 0
+        with explained(self.place.text):
+            for batch in self.captions.to_batches(columns=["text"]):
+                here = pc.is_in(batch["text"], value_set=wanted).to_numpy(zero_copy_only=False)
+                places.append(start + np.flatnonzero(here))
+                start += len(batch)
+            return self.captions.take(np.concatenate(places).tolist() if places else [])
 
     def _nearest(self, table: Any, query_D: np.ndarray, k: int, condition: str) -> Any:
         length = float(np.linalg.norm(query_D)) or 1.0

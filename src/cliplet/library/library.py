@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cliplet.errors import ClipletError, ConfigError, DataError
+from cliplet.library.deadline import within
 from cliplet.library.query import Query
 from cliplet.library.records import CaptionHit, Hit, Hits, Identity, Picture
 from cliplet.library.store import Found, Store, create_store, open_store
@@ -140,17 +141,17 @@ class Library:
         where the library has no vectors or no such picture, ImageError for a picture that cannot be read.
         """
         self._check(k, offset)
+        condition = _condition(where)
         combined = self.combined(query)
-        condition = parse_where(where) if isinstance(where, str) and where.strip() else (where or None)
-        assert condition is None or isinstance(condition, Where)
-        total = self.store.count(condition) if condition else None
-        if by == "captions":
-            return self._search_captions(combined, k, offset, condition, total)
-        if by != "pictures":
-            raise ConfigError(f"by = {by!r}: searched are pictures or captions")
-        from cliplet.library.fit import LOOKED_AT
+        with within():
+            total = self.store.count(condition) if condition else None
+            if by == "captions":
+                return self._search_captions(combined, k, offset, condition, total)
+            if by != "pictures":
+                raise ConfigError(f"by = {by!r}: searched are pictures or captions")
+            from cliplet.library.fit import LOOKED_AT
 
-        found = self.store.nearest(combined.vector_D, max(offset + k, LOOKED_AT), condition)
+            found = self.store.nearest(combined.vector_D, max(offset + k, LOOKED_AT), condition)
         hits = self._judged(combined, found[offset : offset + k])
         return Hits(hits, self._nothing_fits(combined, [one.score for one in found]), total)
 
@@ -158,7 +159,8 @@ class Library:
         """The k captions of the library that fit a query best, most often a picture's. Raises as `search`."""
         self._check(k, offset)
         combined = self.combined(query)
-        return self._caption_hits(combined, offset + k)[offset:]
+        with within():
+            return self._caption_hits(combined, offset + k)[offset:]
 
     def scores(self, id: int, texts: Sequence[str | Combined]) -> list[tuple[float, float]]:
         """How close a picture is to each text, and how well it fits it. Raises DataError where there is no picture."""
@@ -180,9 +182,8 @@ class Library:
     def newest(self, k: int = 10, *, offset: int = 0, where: str | Where = "") -> list[Picture]:
         """Pictures, the last that were added first. Raises ConfigError for a bad filter."""
         self._check(k, offset)
-        condition = parse_where(where) if isinstance(where, str) and where.strip() else (where or None)
-        assert condition is None or isinstance(condition, Where)
-        return self.store.newest(k, offset, condition)
+        with within():
+            return self.store.newest(k, offset, _condition(where))
 
     def thumbnail_key(self, id: int) -> str:
         """What names a picture's content, in hexadecimal digits. Raises DataError where there is no picture."""
@@ -257,22 +258,27 @@ class Library:
         return bool(scores) and only_sentences(combined) and closeness(scores) < self.store.calibration.least_fit
 
     def _search_captions(self, combined: Combined, k: int, offset: int, where: Where | None, total: int | None) -> Hits:
-        hits: dict[str, Hit] = {}
-        asked = 2 * (offset + k)
+        """Pictures by their captions: each with the one that is closest, and files of the same content as one."""
+        if total == 0:
+            return Hits([], False, total)
+        asked, best, looked_at = 2 * (offset + k), dict[str, tuple[int, CaptionHit]](), set[str]()
         while True:
-            captions = self._caption_hits(combined, asked)
-            hits.clear()
-            for one in captions:
-                for picture in self.store.pictures_of(one.text, where):
-                    key = self.store.content(picture.id)
-                    if key not in hits:
-                        hits[key] = Hit(picture.id, picture.path, one.score, one.fit, picture, one.text)
-            if len(hits) >= offset + k or len(captions) < asked:
-                return Hits(list(hits.values())[offset : offset + k], False, total)
-            asked *= 4
+            captions = self._caption_hits(combined, asked, where)
+            more = [one for one in captions if one.text not in looked_at]
+            having = self.store.captioned([one.text for one in more], where)
+            for one in more:
+                for content, id in having.get(one.text, []):
+                    best.setdefault(content, (id, one))
+            if len(best) >= offset + k or len(captions) < asked:
+                break
+            looked_at.update(one.text for one in more)
+            asked = max(2 * asked, round(1.25 * asked * (offset + k) / max(1, len(best))))
+        found = dict(list(best.values())[offset : offset + k])
+        pictures = self.store.pictures(list(found))
+        return Hits([_by_caption(picture, found[picture.id]) for picture in pictures], False, total)
 
-    def _caption_hits(self, combined: Combined, k: int) -> list[CaptionHit]:
-        found = self.store.nearest_captions(combined.vector_D, k)
+    def _caption_hits(self, combined: Combined, k: int, where: Where | None = None) -> list[CaptionHit]:
+        found = self.store.nearest_captions(combined.vector_D, k, where)
         background_Q = np.sort(self.store.calibration.background_QD @ combined.vector_D) if found else np.empty(0)
         fits = np.searchsorted(background_Q, [one.score for one in found]) / max(len(background_Q), 1)
         return [
@@ -286,3 +292,12 @@ class Library:
         if self._sample is None or self._sample[0] != len(self):
             self._sample = len(self), self.store.sample(SAMPLE)
         return self._sample[1]
+
+
+def _condition(where: str | Where) -> Where | None:
+    """A filter, read; None where there is none."""
+    return where if isinstance(where, Where) else parse_where(where) if where.strip() else None
+
+
+def _by_caption(picture: Picture, caption: CaptionHit) -> Hit:
+    return Hit(picture.id, picture.path, caption.score, caption.fit, picture, caption.text)

@@ -95,7 +95,7 @@ class LocalStore:
 
     def count(self, where: Where) -> int:
         condition, values = where.sqlite()
-        return int(self._database.rows(f"SELECT count(*) FROM pictures WHERE {condition}", values, bounded=True)[0][0])
+        return int(self._database.rows(f"SELECT count(*) FROM pictures WHERE {condition}", values)[0][0])
 
     def nearest(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Found]:
         view = self._view
@@ -114,10 +114,8 @@ class LocalStore:
                 f"SELECT DISTINCT v.row FROM pictures AS pictures JOIN vectors AS v ON v.generation = ? "
                 f"AND v.kind = {IMAGE} AND v.content = pictures.content WHERE {condition}",
                 [view.generation, *values],
-                bounded=True,
             )
-            allowed = np.sort(np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows)))
-            allowed = allowed[allowed < len(view.image_ND)]
+            allowed = sorted_rows(rows, len(view.image_ND))
         asked = k
         while True:  # rows whose pictures are gone are found too, and more have to be asked for then
             near, scores = view.images.search(query_D, asked, allowed)
@@ -136,33 +134,40 @@ class LocalStore:
     ) -> dict[int, list[Picture]]:
         """The pictures of these rows of the matrix that pass, by row; several where files have the same content."""
         by_row: dict[int, list[Picture]] = {}
-        for start in range(0, len(near), ROWS_IN_STATEMENT):
-            span = near[start : start + ROWS_IN_STATEMENT]
-            marks = ",".join("?" * len(span))
+        for span in spans(near):
             for row in self._database.rows(
                 f"SELECT v.row AS vector_row, pictures.* FROM vectors AS v JOIN pictures AS pictures "
-                f"ON pictures.content = v.content WHERE v.generation = ? AND v.kind = {IMAGE} AND v.row IN ({marks}) "
-                f"AND ({condition}) ORDER BY pictures.id",
+                f"ON pictures.content = v.content WHERE v.generation = ? AND v.kind = {IMAGE} "
+                f"AND v.row IN ({marks(span)}) AND ({condition}) ORDER BY pictures.id",
                 [generation, *span, *values],
             ):
                 by_row.setdefault(row["vector_row"], []).append(picture_of(row))
         return by_row
 
-    def nearest_captions(self, query_D: np.ndarray, k: int) -> list[FoundCaption]:
-        view, asked = self._view, k
+    def nearest_captions(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[FoundCaption]:
+        view, allowed = self._view, None
+        condition, values = where.sqlite() if where else ("1", [])
+        if where:
+            rows = self._database.rows(
+                f"SELECT DISTINCT v.row FROM pictures AS pictures JOIN captions AS c ON c.picture = pictures.id "
+                f"JOIN vectors AS v ON v.generation = ? AND v.kind = {TEXT} AND v.content = c.content "
+                f"WHERE {condition}",
+                [view.generation, *values],
+            )
+            allowed = sorted_rows(rows, len(view.text_MD))
+        asked = k
         while True:
-            near, scores = view.texts.search(query_D, asked, None)
+            near, scores = view.texts.search(query_D, asked, allowed)
             by_row: dict[int, Any] = {}
-            for start in range(0, len(near), ROWS_IN_STATEMENT):
-                span = near[start : start + ROWS_IN_STATEMENT].tolist()
+            for span in spans(near.tolist()):
                 for row in self._database.rows(
-                    "SELECT v.row, c.text, min(p.id) AS id, p.path FROM vectors AS v "
-                    "JOIN captions AS c ON c.content = v.content JOIN pictures AS p ON p.id = c.picture "
-                    f"WHERE v.generation = ? AND v.kind = {TEXT} AND v.row IN ({','.join('?' * len(span))}) "
+                    "SELECT v.row AS vector_row, c.text, min(pictures.id) AS id, pictures.path FROM vectors AS v "
+                    "JOIN captions AS c ON c.content = v.content JOIN pictures AS pictures ON pictures.id = c.picture "
+                    f"WHERE v.generation = ? AND v.kind = {TEXT} AND v.row IN ({marks(span)}) AND ({condition}) "
                     "GROUP BY v.row",
-                    [view.generation, *span],
+                    [view.generation, *span, *values],
                 ):
-                    by_row[row["row"]] = row
+                    by_row[row["vector_row"]] = row
             found = [
                 FoundCaption(by_row[row]["text"], by_row[row]["id"], named(by_row[row]["path"]), score)
                 for row, score in zip(near.tolist(), scores.tolist(), strict=True)
@@ -172,14 +177,27 @@ class LocalStore:
                 return found[:k]
             asked = asked * 2 + 16
 
-    def pictures_of(self, text: str, where: Where | None = None) -> list[Picture]:
+    def captioned(self, texts: Sequence[str], where: Where | None = None) -> dict[str, list[tuple[str, int]]]:
         condition, values = where.sqlite() if where else ("1", [])
-        rows = self._database.rows(
-            "SELECT pictures.* FROM captions AS c JOIN pictures AS pictures ON pictures.id = c.picture "
-            f"WHERE c.content = ? AND ({condition}) ORDER BY pictures.id",
-            [content_of_text(text), *values],
-        )
-        return list(dict.fromkeys(map(picture_of, rows)))
+        found: dict[str, list[tuple[str, int]]] = {}
+        by_content = {content_of_text(text): text for text in texts}
+        for span in spans(list(by_content)):
+            for row in self._database.rows(
+                "SELECT DISTINCT c.content AS text_content, pictures.content, pictures.id FROM captions AS c "
+                "JOIN pictures AS pictures ON pictures.id = c.picture "
+                f"WHERE c.content IN ({marks(span)}) AND ({condition}) ORDER BY pictures.id",
+                [*span, *values],
+            ):
+                text = by_content[bytes(row["text_content"])]
+                found.setdefault(text, []).append((bytes(row["content"]).hex(), row["id"]))
+        return found
+
+    def pictures(self, ids: Sequence[int]) -> list[Picture]:
+        there: dict[int, Picture] = {}
+        for span in spans([id for id in ids if abs(id) < 2**63]):
+            for row in self._database.rows(f"SELECT * FROM pictures WHERE id IN ({marks(span)})", span):
+                there[row["id"]] = picture_of(row)
+        return [there[id] for id in ids if id in there]
 
     def picture(self, id: int) -> Picture:
         return picture_of(self._row(id))
@@ -201,17 +219,15 @@ class LocalStore:
         rows = self._database.rows(
             f"SELECT * FROM pictures WHERE {condition} ORDER BY id DESC LIMIT ? OFFSET ?",
             [*values, k, offset],
-            bounded=True,
         )
         return list(map(picture_of, rows))
 
     def features(self, ids: Sequence[int]) -> np.ndarray:
         view, by_id = self._view, dict[int, int]()
-        for start in range(0, len(ids), ROWS_IN_STATEMENT):
-            span = [id for id in ids[start : start + ROWS_IN_STATEMENT] if abs(id) < 2**63]
+        for span in spans([id for id in ids if abs(id) < 2**63]):
             for row in self._database.rows(
                 f"SELECT p.id, v.row FROM pictures AS p JOIN vectors AS v ON v.content = p.content "
-                f"WHERE v.generation = ? AND v.kind = {IMAGE} AND p.id IN ({','.join('?' * len(span))})",
+                f"WHERE v.generation = ? AND v.kind = {IMAGE} AND p.id IN ({marks(span)})",
                 [view.generation, *span],
             ):
                 by_id[row["id"]] = row["row"]
@@ -241,6 +257,23 @@ class LocalStore:
         from cliplet.library.local_writer import writing
 
         return writing(self.folder, say, wait)
+
+
+def spans(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """As many at a time as go into a statement."""
+    for start in range(0, len(values), ROWS_IN_STATEMENT):
+        yield values[start : start + ROWS_IN_STATEMENT]
+
+
+def marks(values: Sequence[Any]) -> str:
+    """Their places in a statement."""
+    return ",".join("?" * len(values))
+
+
+def sorted_rows(found: Sequence[Any], end: int) -> np.ndarray:
+    """Numbers of a matrix's rows from the first column of what was found, those before `end`."""
+    rows = np.sort(np.fromiter((row[0] for row in found), dtype=np.int64, count=len(found)))
+    return rows[rows < end]
 
 
 def picture_of(row: Any) -> Picture:

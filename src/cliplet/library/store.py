@@ -105,12 +105,17 @@ class Store(Protocol):
         content are one."""
         ...
 
-    def nearest_captions(self, query_D: np.ndarray, k: int) -> list[FoundCaption]:
-        """The k captions, likewise; captions of the same words are one."""
+    def nearest_captions(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[FoundCaption]:
+        """The k captions, likewise, of pictures that pass; captions of the same words are one."""
         ...
 
-    def pictures_of(self, text: str, where: Where | None = None) -> list[Picture]:
-        """Those that have exactly this caption."""
+    def captioned(self, texts: Sequence[str], where: Where | None = None) -> dict[str, list[tuple[str, int]]]:
+        """Of each caption, if there are any, the pictures that have exactly it: what names their content, and their
+        numbers, ascending."""
+        ...
+
+    def pictures(self, ids: Sequence[int]) -> list[Picture]:
+        """Those of the pictures that are there, in the order of their numbers as given."""
         ...
 
     def picture(self, id: int) -> Picture:
