@@ -149,8 +149,9 @@ class LocalStore:
         condition, values = where.sqlite() if where else ("1", [])
         if where:
             rows = self._database.rows(
-                f"SELECT DISTINCT v.row FROM pictures AS pictures JOIN captions AS c ON c.picture = pictures.id "
-                f"JOIN vectors AS v ON v.generation = ? AND v.kind = {TEXT} AND v.content = c.content "
+                # CROSS JOIN keeps their order: the filter is looked at once a picture, not once a caption.
+                f"SELECT DISTINCT v.row FROM pictures AS pictures CROSS JOIN captions AS c ON c.picture = pictures.id "
+                f"CROSS JOIN vectors AS v ON v.generation = ? AND v.kind = {TEXT} AND v.content = c.content "
                 f"WHERE {condition}",
                 [view.generation, *values],
             )
