@@ -161,10 +161,9 @@ def test_captions(store):
     assert having["one of twelve"] == sorted(having["one of twelve"], key=lambda one: one[1])
     ((_, id),) = store.captioned(["one of twelve"], parse("year = 2003"))["one of twelve"]
     assert store.picture(id).year == 2003
-    assert [one.id for one in store.pictures([id, 10**9, 2**70, having["number 4"][0][1]])] == [
-        id,
-        having["number 4"][0][1],
-    ]
+    other = having["number 4"][0][1]
+    assert [[one.id for one in group] for group in store.alike([id, 10**9, 2**70, other])] == [[id], [other]]
+    assert store.alike([id, other], parse("year = 2003")) == [[store.picture(id)]]
     passing = store.nearest_captions(vector(hash_of("number 4")), 5, parse("year = 2003"))
     assert {store.picture(one.id).year for one in passing} == {2003}
     assert {one.text for one in passing} == set(store.picture(id).captions)

@@ -18,6 +18,7 @@ import numpy as np
 
 from cliplet.errors import ConfigError
 from cliplet.library.background import unseen_sentences
+from cliplet.library.records import Identity
 from cliplet.library.store import Calibration, Store
 
 if TYPE_CHECKING:
@@ -42,16 +43,17 @@ class Combined(NamedTuple):
 
     vector_D: np.ndarray  # of unit length
     parts: tuple[Part, ...]
+    model: Identity | None = None  # of the features, where it is known
 
 
-def combine(parts: Sequence[Part], calibration: Calibration) -> Combined:
+def combine(parts: Sequence[Part], calibration: Calibration, model: Identity | None = None) -> Combined:
     """The weighted sum of features, each kind divided by how far its cosines spread. Raises ConfigError where the
     terms cancel."""
     total_D = sum(_scaled(part, calibration) * part.feature_D for part in parts)
     length = float(np.linalg.norm(total_D))
     if length < 1e-6:
         raise ConfigError("the terms of the query cancel each other", "Change their weights.")
-    return Combined(np.asarray(total_D / length, dtype=np.float32), tuple(parts))
+    return Combined(np.asarray(total_D / length, dtype=np.float32), tuple(parts), model)
 
 
 def fits(
@@ -107,8 +109,11 @@ def is_stale(calibration: Calibration, pictures: int) -> bool:
 
 
 def calibrate(store: Store, encoder: Encoder, background_QD: np.ndarray) -> Calibration:
-    """Measures a library that holds pictures. `background_QD`: features of everyday queries."""
+    """Measures a library. `background_QD`: features of everyday queries. Where no picture has a vector there is nothing
+    to measure, and it is stale at once."""
     sample_SD = store.sample(SAMPLE)
+    if not len(sample_SD):
+        return Calibration(background_QD=background_QD)
     image_SS = sample_SD @ sample_SD.T
     calibration = Calibration(
         background_QD=background_QD,

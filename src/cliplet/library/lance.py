@@ -16,7 +16,7 @@ from cliplet.errors import DataError
 from cliplet.library.lance_tables import LIBRARY, About, Place, explained, lance_module, vectors_of
 from cliplet.library.lance_view import FEW, IN_BLOCK, Row, View
 from cliplet.library.records import Identity, Picture
-from cliplet.library.store import CREATE_HINT, Calibration, Found, FoundCaption, Writer
+from cliplet.library.store import CREATE_HINT, Calibration, ChangedError, Found, FoundCaption, Writer
 from cliplet.library.where import Where
 
 ALIKE = 1e-3  # vectors of files with the same content may differ by so much, where two machines computed them
@@ -90,8 +90,10 @@ class LanceStore:
     def count(self, where: Where) -> int:
         return self._view.count(where.lance())
 
-    def nearest(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Found]:
-        view = self._view
+    def nearest(
+        self, query_D: np.ndarray, k: int, where: Where | None = None, of: Identity | None = None
+    ) -> list[Found]:
+        view = self._view_of(of)
         condition = where.lance() if where else ""
         asked = 2 * k + SPARE
         while k > 0:
@@ -107,8 +109,10 @@ class LanceStore:
             asked *= 4
         return []
 
-    def nearest_captions(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[FoundCaption]:
-        view, condition = self._view, where.lance() if where else ""
+    def nearest_captions(
+        self, query_D: np.ndarray, k: int, where: Where | None = None, of: Identity | None = None
+    ) -> list[FoundCaption]:
+        view, condition = self._view_of(of), where.lance() if where else ""
         passing = set(view.ids(condition).tolist()) if where else None
         texts = view.captions_of(condition) if passing is not None and len(passing) <= FEW else None
         asked = k
@@ -136,9 +140,14 @@ class LanceStore:
         having = self._view.captioned(texts, where.lance() if where else "")
         return {text: [(row.content.hex(), row.picture.id) for row in rows] for text, rows in having.items()}
 
-    def pictures(self, ids: Sequence[int]) -> list[Picture]:
-        there = self._view.there(ids)
-        return [there[id].picture for id in ids if id in there]
+    def alike(self, ids: Sequence[int], where: Where | None = None) -> list[list[Picture]]:
+        view = self._view
+        contents = {row.content for row in view.there(ids).values()}
+        groups: dict[bytes, list[Picture]] = {}
+        for row in view.having(contents, where.lance() if where else ""):
+            groups.setdefault(row.content, []).append(row.picture)
+        group_of = {picture.id: group for group in groups.values() for picture in group}
+        return [group_of[id] for id in ids if id in group_of]
 
     def picture(self, id: int) -> Picture:
         return self._row(id).picture
@@ -163,10 +172,11 @@ class LanceStore:
                 return [row.picture for row in view.rows_of(ids[offset : offset + k].tolist())]
             span *= 8
 
-    def features(self, ids: Sequence[int]) -> np.ndarray:
+    def features(self, ids: Sequence[int], of: Identity | None = None) -> np.ndarray:
+        view = self._view_of(of)
         if not len(ids):
-            return np.empty((0, self._view.dims), dtype=np.float32)
-        return np.stack([row.vector_D for row in self._view.rows_of(ids)])
+            return np.empty((0, view.dims), dtype=np.float32)
+        return np.stack([row.vector_D for row in view.rows_of(ids)])
 
     def sample(self, n: int) -> np.ndarray:
         view, count = self._view, len(self)
@@ -192,6 +202,14 @@ class LanceStore:
             block = groups[start : start + IN_BLOCK]
             pictures = [sorted((row.picture for row in group), key=lambda one: one.id) for group in block]
             yield pictures, np.stack([group[0].vector_D for group in block])
+
+    def _view_of(self, model: Identity | None) -> View:
+        """The view. Raises ChangedError where its vectors are not that model's."""
+        view = self._view
+        active = view.about.active
+        if model is not None and active and not Identity.from_json(active.identity).same_vectors(model):
+            raise ChangedError(self.place)
+        return view
 
     def close(self) -> None:
         """Nothing is open between two calls."""

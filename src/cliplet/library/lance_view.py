@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +102,15 @@ class View:
                     table = self.pictures.to_table(filter=condition)
                 rows |= {row.picture.id: row for row in self._keep(_rows(table))}
         return rows
+
+    def having(self, contents: Collection[bytes], condition: str) -> list[Row]:
+        """Pictures that pass and have one of these contents, by their numbers."""
+        rows: list[Row] = []
+        for one in conditions("content", contents) if self.pictures is not None else ():
+            with explained(self.place.text):
+                table = self.pictures.to_table(filter=f"{one} AND {condition}" if condition else one)
+            rows += self._keep(_rows(table))
+        return sorted(rows, key=lambda row: row.picture.id)
 
     def near(self, query_D: np.ndarray, k: int, condition: str) -> list[tuple[float, Row]]:
         """Pictures with their products with the query, the largest first; of equal ones the lowest number."""

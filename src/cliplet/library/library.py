@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from cliplet.errors import ClipletError, ConfigError, DataError
 from cliplet.library.deadline import within
 from cliplet.library.query import Query
 from cliplet.library.records import CaptionHit, Hit, Hits, Identity, Picture
-from cliplet.library.store import Found, Store, create_store, open_store
+from cliplet.library.store import ChangedError, Found, Store, create_store, open_store
 from cliplet.library.where import Where
 from cliplet.library.where import parse as parse_where
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_K, MAX_DEPTH = 1000, 100_000  # hits at once, and hits that may be passed over before them
 
+T = TypeVar("T")
 Tell = Callable[[int, int], None]
 Say = Callable[[str], None]
 
@@ -42,13 +43,14 @@ class Library:
         self._engine = engine
         self._opening = threading.Lock()
         self._sample: tuple[int, np.ndarray] | None = None
-        self._hashes: dict[str, str] = {}  # of the encoder
+        self._model: tuple[dict[str, str], int] = ({}, 0)  # hashes and dims of the encoder
         if encoder is not None:
             from cliplet.library.identity import hashes_of, refuse_other
 
             try:
                 held = store.identity
-                self._hashes = refuse_other(store.place, held, encoder) if held else hashes_of(encoder)
+                hashes = refuse_other(store.place, held, encoder) if held else hashes_of(encoder)
+                self._model = hashes, encoder.embed_dim
             except ClipletError:
                 store.close()
                 raise
@@ -93,11 +95,11 @@ class Library:
         ModelError; DataError where the model itself is another by now."""
         with self._opening:
             identity = self.identity
-            if self._encoder is None or (identity and identity.hashes != self._hashes):
+            if self._encoder is None or (identity and (identity.hashes, identity.dims) != self._model):
                 from cliplet.library.identity import open_again
 
                 self._encoder = open_again(self.store.place, identity, self._engine)
-                self._hashes = identity.hashes if identity else {}
+                self._model = (identity.hashes, identity.dims) if identity else ({}, 0)
             return self._encoder
 
     def __len__(self) -> int:
@@ -137,43 +139,60 @@ class Library:
         """The k pictures that fit best, from the `offset`-th on; each once, however many captions or copies it has.
 
         `query`: a sentence, taken as it is, or a `Query`. `where`: a filter (docs/library.md). `by`: what is compared
-        with the query, pictures or their captions. Raises ConfigError for a query or filter that cannot be, DataError
-        where the library has no vectors or no such picture, ImageError for a picture that cannot be read.
+        with the query, pictures or their captions. Raises ConfigError for a query or filter that cannot be or takes
+        too long, DataError where the library has no vectors or no such picture, ImageError for a picture that cannot
+        be read, ChangedError where a `Combined` is of a model that is not the library's any more.
         """
         self._check(k, offset)
+        if by not in ("pictures", "captions"):
+            raise ConfigError(f"by = {by!r}: searched are pictures or captions")
         condition = _condition(where)
-        combined = self.combined(query)
-        with within():
+
+        def ask(combined: Combined) -> Hits:
             total = self.store.count(condition) if condition else None
             if by == "captions":
                 return self._search_captions(combined, k, offset, condition, total)
-            if by != "pictures":
-                raise ConfigError(f"by = {by!r}: searched are pictures or captions")
             from cliplet.library.fit import LOOKED_AT
 
-            found = self.store.nearest(combined.vector_D, max(offset + k, LOOKED_AT), condition)
-        hits = self._judged(combined, found[offset : offset + k])
-        return Hits(hits, self._nothing_fits(combined, [one.score for one in found]), total)
+            found = self.store.nearest(combined.vector_D, max(offset + k, LOOKED_AT), condition, combined.model)
+            hits = self._judged(combined, found[offset : offset + k])
+            return Hits(hits, self._nothing_fits(combined, [one.score for one in found]), total)
 
-    def captions(self, query: str | Query | Combined, k: int = 10, *, offset: int = 0) -> list[CaptionHit]:
-        """The k captions of the library that fit a query best, most often a picture's. Raises as `search`."""
+        return self._asked(query, ask)
+
+    def captions(
+        self, query: str | Query | Combined, k: int = 10, *, offset: int = 0, where: str | Where = ""
+    ) -> list[CaptionHit]:
+        """The k captions that fit a query best, most often a picture's, of the pictures that pass. Raises as
+        `search`."""
         self._check(k, offset)
-        combined = self.combined(query)
-        with within():
-            return self._caption_hits(combined, offset + k)[offset:]
+        condition = _condition(where)
+        return self._asked(query, lambda combined: self._caption_hits(combined, offset + k, condition)[offset:])
 
     def scores(self, id: int, texts: Sequence[str | Combined]) -> list[tuple[float, float]]:
         """How close a picture is to each text, and how well it fits it. Raises DataError where there is no picture."""
         from cliplet.library.fit import fits
 
-        (feature_D,) = self.store.features([id])
-        scores = []
-        for text in texts:
-            combined = self.combined(text)
+        def ask(combined: Combined) -> tuple[float, float]:
+            (feature_D,) = self.store.features([id], combined.model)
             score = float(feature_D @ combined.vector_D)
             (fit,) = fits(combined, np.array([score]), self.store.calibration, self._pictures_sample)
-            scores.append((score, float(fit)))
-        return scores
+            return score, float(fit)
+
+        return [self._asked(text, ask) for text in texts]
+
+    def _asked(self, query: str | Query | Combined, ask: Callable[[Combined], T]) -> T:
+        """What the library says to a query. It is asked anew where its vectors become another model's meanwhile."""
+        for last in (False, True):
+            combined = self.combined(query)
+            try:
+                with within():
+                    return ask(combined)
+            except ChangedError:
+                if last or not isinstance(query, (str, Query)):
+                    raise
+                self.refresh()
+        raise AssertionError("unreachable")
 
     def picture(self, id: int) -> Picture:
         """What is known of one. Raises DataError where there is none."""
@@ -207,6 +226,7 @@ class Library:
                 f"{self.store.place}: holds no pictures yet", "Add some: cliplet index FOLDER --library LIBRARY."
             )
         query = Query.of_text(query) if isinstance(query, str) else query
+        model = self.identity
         texts = [str(term.value) for term in query.terms if term.kind == "text"]
         pictures = [term.value for term in query.terms if term.kind == "picture"]
         features: dict[str, list[np.ndarray]] = {"text": [], "picture": [], "id": []}
@@ -216,9 +236,9 @@ class Library:
             features["picture"] = list(self.encoder.encode_image(pictures))
         ids = [term.value for term in query.terms if term.kind == "id"]
         if ids:
-            features["id"] = list(self.store.features([int(id) for id in ids]))
+            features["id"] = list(self.store.features([int(id) for id in ids], model))
         parts = [Part(term.weight, term.kind != "text", features[term.kind].pop(0)) for term in query.terms]
-        return combine([part for part in parts if part.weight], self.store.calibration)
+        return combine([part for part in parts if part.weight], self.store.calibration, model)
 
     def refresh(self) -> None:
         """Sees what other processes have written since. Costs next to nothing where that is nothing."""
@@ -274,11 +294,12 @@ class Library:
             looked_at.update(one.text for one in more)
             asked = max(2 * asked, round(1.25 * asked * (offset + k) / max(1, len(best))))
         found = dict(list(best.values())[offset : offset + k])
-        pictures = self.store.pictures(list(found))
-        return Hits([_by_caption(picture, found[picture.id]) for picture in pictures], False, total)
+        groups = self.store.alike(list(found), where)
+        by_id = {picture.id: (picture, group) for group in groups for picture in group if picture.id in found}
+        return Hits([_by_caption(*by_id[id], found[id]) for id in found if id in by_id], False, total)
 
     def _caption_hits(self, combined: Combined, k: int, where: Where | None = None) -> list[CaptionHit]:
-        found = self.store.nearest_captions(combined.vector_D, k, where)
+        found = self.store.nearest_captions(combined.vector_D, k, where, combined.model)
         background_Q = np.sort(self.store.calibration.background_QD @ combined.vector_D) if found else np.empty(0)
         fits = np.searchsorted(background_Q, [one.score for one in found]) / max(len(background_Q), 1)
         return [
@@ -299,5 +320,6 @@ def _condition(where: str | Where) -> Where | None:
     return where if isinstance(where, Where) else parse_where(where) if where.strip() else None
 
 
-def _by_caption(picture: Picture, caption: CaptionHit) -> Hit:
-    return Hit(picture.id, picture.path, caption.score, caption.fit, picture, caption.text)
+def _by_caption(picture: Picture, group: list[Picture], caption: CaptionHit) -> Hit:
+    copies = tuple(one.path for one in group if one.id != picture.id)
+    return Hit(picture.id, picture.path, caption.score, caption.fit, picture, caption.text, copies)

@@ -21,7 +21,8 @@ from cliplet.errors import DataError
 from cliplet.files import written_beside
 from cliplet.library.database import IMAGE, TEXT, Database, named
 from cliplet.library.identity import other_model
-from cliplet.library.local import ABOUT, RECORDS, content_of_text, read_about
+from cliplet.library.local import ABOUT, RECORDS, read_about
+from cliplet.library.local_reading import content_of_text
 from cliplet.library.local_compact import compact_if_worth_it
 from cliplet.library.local_view import file_names
 from cliplet.library.locks import only_writer

@@ -22,6 +22,13 @@ LANCE = "lance:"  # begins the place of a table, where a folder might stand
 CREATE_HINT = "Make one: cliplet index FOLDER --library LIBRARY -m MODEL."
 
 
+class ChangedError(DataError):
+    """The library's vectors were replaced while it was asked: by those of another model, or put in another order."""
+
+    def __init__(self, place: str):
+        super().__init__(f"{place}: its vectors were replaced meanwhile", "Ask again.")
+
+
 class Found(NamedTuple):
     """A picture that is near to a query."""
 
@@ -100,12 +107,16 @@ class Store(Protocol):
         """How many pictures pass."""
         ...
 
-    def nearest(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[Found]:
+    def nearest(
+        self, query_D: np.ndarray, k: int, where: Where | None = None, of: Identity | None = None
+    ) -> list[Found]:
         """The k pictures whose features have the largest products with the query, the best first; files with the same
-        content are one."""
+        content are one. `of`: the query's model; ChangedError where the vectors are another's by now."""
         ...
 
-    def nearest_captions(self, query_D: np.ndarray, k: int, where: Where | None = None) -> list[FoundCaption]:
+    def nearest_captions(
+        self, query_D: np.ndarray, k: int, where: Where | None = None, of: Identity | None = None
+    ) -> list[FoundCaption]:
         """The k captions, likewise, of pictures that pass; captions of the same words are one."""
         ...
 
@@ -114,8 +125,9 @@ class Store(Protocol):
         numbers, ascending."""
         ...
 
-    def pictures(self, ids: Sequence[int]) -> list[Picture]:
-        """Those of the pictures that are there, in the order of their numbers as given."""
+    def alike(self, ids: Sequence[int], where: Where | None = None) -> list[list[Picture]]:
+        """For each of the pictures that is there and passes, in the order of their numbers as given, it and those with
+        the same content that pass, by their numbers."""
         ...
 
     def picture(self, id: int) -> Picture:
@@ -134,16 +146,17 @@ class Store(Protocol):
         """Pictures, the last that were added first."""
         ...
 
-    def features(self, ids: Sequence[int]) -> np.ndarray:
-        """(N, D) float32 of unit length. Raises DataError where a picture is not there."""
+    def features(self, ids: Sequence[int], of: Identity | None = None) -> np.ndarray:
+        """(N, D) float32 of unit length. Raises DataError where a picture is not there; ChangedError as `nearest`."""
         ...
 
     def sample(self, n: int) -> np.ndarray:
-        """Features of at most n pictures, evenly spread over all; (N, D) float32."""
+        """Features of at most n pictures of the library, spread over all; (N, D) float32, all of them numbers."""
         ...
 
     def features_in_blocks(self) -> Iterator[tuple[list[list[Picture]], np.ndarray]]:
-        """All pictures with their features (B, D) float32; those of the same content together, as one row."""
+        """All pictures with their features (B, D) float32; those of the same content together, as one row. Raises
+        ChangedError where the vectors are replaced meanwhile."""
         ...
 
     @property

@@ -101,6 +101,9 @@ def openvino_core() -> Any:
     (OpenVINO 2026.4)."""
     import openvino
 
+    # What a tensor is as an array is set up at the first look at one, and two threads that look for the first time wait
+    # for each other for ever: one holds the set-up and wants the GIL, the other the reverse. So here, by one thread.
+    _ = openvino.Tensor(openvino.Type.f32, [1]).data
     return openvino.Core()
 
 
