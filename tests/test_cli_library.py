@@ -75,6 +75,39 @@ def test_a_sheet_of_what_was_found(library, capsys, tmp_path):
         assert sheet.width > 600 and sheet.height > 200
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tiff"])
+def test_a_sheet_takes_the_place_of_a_sheet_and_of_nothing_else(library, capsys, tmp_path, ending):
+    out = tmp_path / f"found.{ending}"
+    for _ in range(2):
+        printed(capsys, "search", library, "boat", "-k", "2", "--sheet", out)
+    original = library.parent / "photos" / "5.png"
+    before = original.read_bytes()
+    assert main(["search", str(library), "boat", "--sheet", str(original)]) == 1
+    assert "was not drawn by cliplet" in capsys.readouterr().err
+    assert original.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["beach + x - people"], True),
+        (["beach", "+x.jpg"], True),
+        (["a t-shirt", "-", "red"], False),
+        (["+1", "more"], False),
+        (['"a" - "b"'], False),
+    ],
+)
+def test_what_looks_like_a_sum_and_is_none_is_said(library, capsys, words, said):
+    assert main(["search", str(library), *words]) == 0
+    assert ("taken as one sentence" in capsys.readouterr().err) == said
+
+
+def test_captions_keep_to_the_pictures_that_pass(library, capsys):
+    found = printed(capsys, "search", library, "picture", "--captions", "--where", "name = '5.png'")
+    assert "picture 5" in found and "picture 6" not in found
+    assert "no caption of a picture" in printed(capsys, "search", library, "x", "--captions", "--where", "width = 1")
+
+
 def test_again_there_is_nothing_to_do(library, capsys):
     done = json.loads(printed(capsys, "index", "--library", library, "--json"))
     assert (done["unchanged"], done["added"], done["embedded"], done["pictures"]) == (8, 0, 0, 8)
@@ -118,6 +151,8 @@ def test_plain_searches(words, plain):
         (["search", "LIB", "boat", "-k", "0"], "at least 1"),
         (["search", "LIB", "boat", "-k", "100000"], "between 1 and 1,000"),
         (["search", "LIB", "boat", "--sheet", "x.txt"], "x.txt"),
+        (["search", "LIB", "boat", "--captions", "--sheet", "x.png"], "are for pictures"),
+        (["search", "LIB", "boat", "--captions", "--where", "((("], "filter"),
         (["search", "nowhere.library", "boat"], "is no library"),
         (["index", "nowhere", "--library", "LIB"], "is not there"),
         (["index", "--library", "new.library"], "no model yet"),

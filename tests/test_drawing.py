@@ -6,6 +6,7 @@ from PIL import Image, ImageFont
 
 from cliplet import drawing
 from cliplet.drawing import contact_sheet, query_sheet, wrap
+from cliplet.errors import DataError
 
 GREY = (0xD3, 0xD6, 0xD9)
 GREEN = (0x17, 0x8A, 0x3C)
@@ -126,3 +127,28 @@ def test_queries_with_few_and_no_answers():
     assert three.width == one.width
     assert three.height > one.height + 2 * 80
     assert query_sheet([]).size
+
+
+def test_what_a_format_cannot_hold_is_said_without_a_trace(tmp_path):
+    from cliplet.drawing import save_picture
+
+    with pytest.raises(DataError, match="20,000 x 2 pixels cannot be written") as refused:
+        save_picture(Image.new("RGB", (20_000, 2)), tmp_path / "wide.webp")
+    assert "PNG" in refused.value.hint and list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"x\.png: a picture of 2 x 2 pixels cannot be written: (File exists|Not a)"):
+        save_picture(Image.new("RGB", (2, 2)), tmp_path / "file" / "x.png")
+
+
+def test_a_picture_of_somebody_else_is_not_overwritten(tmp_path):
+    from cliplet.drawing import save_picture
+
+    file = tmp_path / "x.png"
+    save_picture(Image.new("RGB", (2, 2)), file)
+    save_picture(Image.new("RGB", (3, 3)), file)
+    Image.new("RGB", (4, 4)).save(file)
+    with pytest.raises(DataError, match="was not drawn by cliplet"):
+        save_picture(Image.new("RGB", (2, 2)), file)
+    file.write_bytes(b"something else")
+    with pytest.raises(DataError, match="was not drawn by cliplet"):
+        save_picture(Image.new("RGB", (2, 2)), file)

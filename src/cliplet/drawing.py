@@ -3,12 +3,13 @@ with captions ranked."""
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont
 
 from cliplet.data.images import load_image
 from cliplet.data.places import file_name
@@ -20,6 +21,7 @@ Answer = tuple[Picture, float, bool]  # a picture, its score, and whether it is 
 ScoredText = tuple[str, float, float | None]  # a caption, its score, and its share from 0 to 1 where there are shares
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont | ImageFont.TransposedFont
 
+DRAWN_BY = "cliplet"  # by which a picture of its own is known again
 GAP = 12  # pixels between cells
 CAPTION_LINES = 3
 REASON_LINES = 6
@@ -145,17 +147,37 @@ def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
 def save_picture(image: Image.Image, file: Path) -> None:
     """Writes beside and renames, so that no half picture is ever found. The format follows the file's name.
 
-    Raises DataError for an ending that is of no picture format.
+    Raises DataError for a name that `refuse_bad_target` refuses, and where it cannot be written.
     """
-    refuse_no_picture(file)
-    with written_beside(file) as beside:
-        image.save(beside)
+    refuse_bad_target(file)
+    mark = Image.Exif()
+    mark[ExifTags.Base.Software] = DRAWN_BY
+    try:
+        with written_beside(file) as beside:
+            image.save(beside, exif=mark)
+    except (OSError, ValueError, struct.error) as error:  # Pillow has all three for pictures that a format cannot hold
+        reason = error.strerror if isinstance(error, OSError) else None  # the system's, or else the format's
+        raise DataError(
+            f"{file}: a picture of {image.width:,} x {image.height:,} pixels cannot be written: {reason or error}",
+            "" if reason else "PNG takes the largest ones: name it SOMETHING.png; or draw less.",
+        ) from None
 
 
-def refuse_no_picture(file: Path) -> None:
-    """Raises DataError for a name whose ending is of no picture format."""
+def refuse_bad_target(file: Path) -> None:
+    """Raises DataError for a name whose ending is of no picture format, and for a picture that is there already and was
+    not drawn by cliplet: a slip of the fingers must not cost a photograph."""
     if file.suffix.lower() not in Image.registered_extensions():
         raise DataError(f"{file}: {file.suffix or 'no ending'} is no picture format", "Name it SOMETHING.png.")
+    if file.exists() and not _drawn_here(file):
+        raise DataError(f"{file}: is there already, and was not drawn by cliplet", "Give another name.")
+
+
+def _drawn_here(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            return str(image.getexif().get(ExifTags.Base.Software, "")) == DRAWN_BY
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def thumbnail(picture: Picture, side: int) -> Image.Image:

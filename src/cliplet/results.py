@@ -240,7 +240,8 @@ class SearchResult(Result):
     where: str
     """The filter; empty where there is none."""
     nothing_fits: bool
-    """Whether the library comes no closer than it does to most sentences that no photograph shows."""
+    """Whether what passes the filter comes no closer than the library does to most sentences that no photograph
+    shows."""
     total: int | None
     """Pictures that pass the filter; null without one."""
     hits: list[FoundPicture]

@@ -50,7 +50,7 @@ def zero_shot(words: list[str]) -> None:
     from cliplet.console import progress_bar
     from cliplet.data.labelled import read_labelled
     from cliplet.data.quarantine import Quarantine
-    from cliplet.drawing import refuse_no_picture
+    from cliplet.drawing import refuse_bad_target
     from cliplet.evaluation.classes import class_words, templates_of
     from cliplet.evaluation.confusion import write_confusion
     from cliplet.evaluation.zero_shot import zero_shot as classify
@@ -59,7 +59,7 @@ def zero_shot(words: list[str]) -> None:
 
     templates = templates_of(options.templates)
     if options.confusion:
-        refuse_no_picture(options.confusion)
+        refuse_bad_target(options.confusion)
         refuse_unwritable(options.confusion)
     found = read_labelled(options.data, options.images)
     split = options.split or found.usual_split

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here, for the same reason as in the package's other verbs.
 
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -129,7 +130,7 @@ def search(words: list[str]) -> None:
         by: Literal["pictures", "captions"] = "pictures"
         """What is compared with the query: pictures, or their captions."""
         captions: bool = False
-        """Find captions instead of pictures, most often for a picture."""
+        """Find captions instead of pictures, most often for a picture; --where keeps to those of some pictures."""
         k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = DEFAULT_K
         """How many."""
         offset: int = 0
@@ -191,29 +192,31 @@ def _search(
     from cliplet.library.query import Query
 
     if sheet:
-        from cliplet.drawing import refuse_no_picture
+        from cliplet.drawing import refuse_bad_target
 
-        refuse_no_picture(sheet)
+        refuse_bad_target(sheet)
+    if captions and (sheet or open or by != "pictures"):
+        raise ConfigError("--captions finds captions; --by, --sheet and --open are for pictures")
     asked = _query(query, image)
     assert isinstance(asked, Query)
     with Library.open(library, engine=engine) as opened:
         if captions:
             from cliplet.library.telling import captions_result, captions_text
 
-            found = opened.captions(asked, k, offset=offset)
+            found = opened.captions(asked, k, offset=offset, where=where)
             told = captions_result(library, asked, found, time.monotonic() - began)
-            print(told.to_json() if json else captions_text(told))
+            print(told.to_json() if json else captions_text(told, where))
             return
         from cliplet.library.telling import draw, open_files, search_result, search_text
 
         hits = opened.search(asked, k, offset=offset, where=where, by=by)
+    if sheet:
+        draw(asked, where, hits, sheet)  # before what whoever reads the hits may break off
+        print(f"drawn: {sheet}", file=sys.stderr)
     if json:
         print(search_result(library, asked, where, hits, time.monotonic() - began).to_json())
     else:
         print(search_text(hits, where))
-    if sheet:
-        draw(asked, where, hits, sheet)
-        print(f"drawn: {sheet}", file=sys.stderr)
     if open:
         open_files([hit.path for hit in hits])
 
@@ -221,6 +224,10 @@ def _search(
 def _query(words: Sequence[str], images: Sequence[str]) -> "Query":
     from cliplet.library.query import Query, Term
 
+    if (len(words) == 1 and '"' not in words[0] and re.search(r"\s[+-]\s", words[0])) or any(
+        re.match(r"\+[^\s\d]", word) for word in words
+    ):
+        print("taken as one sentence; signs of a sum stand alone, outside of quotes: beach + x.jpg", file=sys.stderr)
     terms = list(Query.parse(words).terms) if words else []
     for path in images:
         if not Path(path).expanduser().is_file():

@@ -5,6 +5,7 @@
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +16,12 @@ from cliplet.errors import ConfigError
 
 if TYPE_CHECKING:
     from cliplet.library.library import Library
+    from cliplet.serve.server import Ended
 
 ENDING = ".library"
 TOKEN_VARIABLE = "CLIPLET_TOKEN"
+INTERRUPTED = 130
+READING = {"quick", "files"}  # threads that may be at the libraries' files
 
 
 def serve(words: list[str]) -> None:
@@ -35,6 +39,9 @@ def serve(words: list[str]) -> None:
         token: str = ""
         """What clients have to show; better given as CLIPLET_TOKEN, for others see what is typed here. Made and printed
         where it is needed and not given."""
+        name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+        """Name by which others ask through a proxy that ends TLS, photos.example.org say; may be given several times.
+        Asks for a token."""
         engine: str = "auto"
         """openvino, onnxruntime or torch; by itself what computed the vectors."""
         rate: float = 200.0
@@ -52,6 +59,7 @@ def serve(words: list[str]) -> None:
         host=options.host,
         port=options.port,
         token=options.token or os.environ.get(TOKEN_VARIABLE, ""),
+        names=options.name,
         rate=options.rate,
         log=options.log,
     )
@@ -59,7 +67,20 @@ def serve(words: list[str]) -> None:
         opening = opener.submit(_opened, places, options.engine, stack)  # while what serves them is imported
         from cliplet.serve import server
 
-        server.serve(opening.result(), settings, _say, _show if options.open else lambda address: None)
+        ended = server.run(opening.result(), settings, _say, _show if options.open else lambda address: None)
+        if ended.still_runs:
+            _leave(ended, stack)
+    if ended.interrupted:
+        raise KeyboardInterrupt
+
+
+def _leave(ended: "Ended", stack: contextlib.ExitStack) -> None:
+    """Ends the process with threads that still run, which Python would wait for however long they take."""
+    if not READING & set(ended.still_runs):
+        stack.close()  # else it would be closed below whoever reads it; it is read alone, and no harm comes to it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED if ended.interrupted else 0)
 
 
 def named_places(words: Sequence[str]) -> dict[str, str]:

@@ -41,7 +41,7 @@ def show(words: list[str]) -> None:
     from rich import print as say
 
     from cliplet.data.images import load_image
-    from cliplet.drawing import refuse_no_picture, save_picture
+    from cliplet.drawing import refuse_bad_target, save_picture
     from cliplet.evaluation.show import draw, explained, gather_captions, left_out, rank_captions
     from cliplet.files import refuse_unwritable
     from cliplet.runtime.encoder import load
@@ -49,9 +49,9 @@ def show(words: list[str]) -> None:
     captions = gather_captions(options.texts, options.captions)
     load_image(options.image, smallest_side=1)  # before the model is opened, which takes longer
     if options.out:
-        refuse_no_picture(options.out)
         if options.out.exists() and Path(options.image).exists() and options.out.samefile(options.image):
             raise ConfigError(f"{options.out}: is the picture that is asked about", "Name another file with --out.")
+        refuse_bad_target(options.out)
         refuse_unwritable(options.out)
     result = rank_captions(load(options.model), options.model, options.image, captions)
     if options.out:

@@ -1,7 +1,8 @@
 """Pictures of a library that are copies of one another: alike in features, and then looked at. N pictures, D dims.
 
-Features name the candidates, without comparing pictures with all others; the look that `cliplet inspect` has for copies
-(`data/duplicates.py`, which says what it finds and what not) decides.
+Features of all are compared with those of all others, which takes half a minute for 50,000 and grows with the square;
+they name the candidates. The look that `cliplet inspect` has for copies (`data/duplicates.py`, which says what it finds
+and what not) decides.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from cliplet.data.duplicates import LOOKED_AT_ONCE, SIDE, same_pictures
 from cliplet.errors import ImageError
 from cliplet.library.records import Picture
-from cliplet.library.store import Store
+from cliplet.library.store import ChangedError, Store
 from cliplet.runtime.pipeline import in_order
 
 CANDIDATES = 0.85  # least cosine of copies; those that are resized or saved anew stay above 0.9 as a rule
@@ -29,14 +30,9 @@ def find(store: Store, *, alike: float | None = None, tell: Tell = lambda done, 
     `alike`: group all whose features have at least this cosine, without a look at the pictures. `tell` hears how many
     were compared of how many. Files with the same content are always in one group.
     """
-    groups: list[list[Picture]] = []
-    blocks = []
-    for pictures, features_BD in store.features_in_blocks():
-        groups += pictures
-        blocks.append(features_BD.astype(np.float16))
+    groups, features_ND = _all_of(store)
     if not groups:
         return []
-    features_ND = np.concatenate(blocks)
     joined = _Groups(len(groups))
     if alike is not None:
         for pairs in _close_pairs(features_ND, alike, tell):
@@ -52,27 +48,48 @@ def find(store: Store, *, alike: float | None = None, tell: Tell = lambda done, 
     return sorted((group for group in found if len(group) > 1), key=lambda group: (-len(group), group[0].path))
 
 
+def _all_of(store: Store) -> tuple[list[list[Picture]], np.ndarray]:
+    """All pictures, those of the same content together, and their features (N, D) float16; begun anew where the
+    library's vectors are replaced meanwhile."""
+    for last in (False, True):
+        groups: list[list[Picture]] = []
+        blocks = [np.empty((0, 1), np.float16)]
+        try:
+            for pictures, features_BD in store.features_in_blocks():
+                groups += pictures
+                blocks.append(features_BD.astype(np.float16))
+            return groups, np.concatenate(blocks[1:] or blocks)
+        except ChangedError:
+            if last:
+                raise
+    raise AssertionError("unreachable")
+
+
 def _close_pairs(features_ND: np.ndarray, least: float, tell: Tell) -> Iterator[np.ndarray]:
-    """Pairs (P, 2) of rows whose cosine is at least that, each pair once; of each row the MOST_NEIGHBOURS nearest."""
+    """Pairs (P, 2) of rows whose cosine is at least that, each pair once, in blocks: of each row the MOST_NEIGHBOURS
+    nearest of those that follow it."""
     total = len(features_ND)
     for start in range(0, total, COMPARED_AT_ONCE):
         block_BD = features_ND[start : start + COMPARED_AT_ONCE].astype(np.float32)
+        pairs, cosine_P = np.empty((0, 2), np.int64), np.empty(0, np.float32)
         for other in range(start, total, COMPARED_AT_ONCE):
             cosine_BB = block_BD @ features_ND[other : other + COMPARED_AT_ONCE].astype(np.float32).T
             rows, columns = np.nonzero(cosine_BB >= least)
-            pairs = np.stack([rows + start, columns + other], axis=1)
-            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-            order = np.argsort(-cosine_BB[pairs[:, 0] - start, pairs[:, 1] - other], kind="stable")
-            yield _at_most(pairs[order], MOST_NEIGHBOURS)
+            later = rows + start < columns + other
+            rows, columns = rows[later], columns[later]
+            pairs = np.concatenate([pairs, np.stack([rows + start, columns + other], axis=1)])
+            cosine_P = np.concatenate([cosine_P, cosine_BB[rows, columns]])
+            kept = _nearest_of_each(pairs[:, 0], cosine_P)
+            pairs, cosine_P = pairs[kept], cosine_P[kept]
+        yield pairs
         tell(min(start + COMPARED_AT_ONCE, total), total)
 
 
-def _at_most(pairs: np.ndarray, most: int) -> np.ndarray:
-    """The first so many of each first row."""
-    order = np.argsort(pairs[:, 0], kind="stable")
-    ordered = pairs[order]
-    starts = np.searchsorted(ordered[:, 0], ordered[:, 0], side="left")
-    return ordered[np.arange(len(ordered)) - starts < most]
+def _nearest_of_each(row_P: np.ndarray, cosine_P: np.ndarray) -> np.ndarray:
+    """Places of the pairs with the MOST_NEIGHBOURS highest cosines of each row."""
+    order = np.lexsort((-cosine_P, row_P))
+    starts = np.searchsorted(row_P[order], row_P[order], side="left")
+    return order[np.arange(len(order)) - starts < MOST_NEIGHBOURS]
 
 
 def _looked_at(pairs: np.ndarray, pictures: Sequence[Picture]) -> np.ndarray:

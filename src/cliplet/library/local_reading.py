@@ -181,8 +181,9 @@ class Reading:
                     [self.view.generation, *span],
                 )
             )
-        sample_SD = image_ND[spread(np.array(sorted(alive), dtype=np.int64), n)].astype(np.float32)
-        return sample_SD[np.isfinite(sample_SD).all(axis=1)]
+        alive_SD = image_ND[sorted(alive)]
+        alive_SD = alive_SD[np.isfinite(alive_SD).all(axis=1)]
+        return spread(alive_SD, n).astype(np.float32)
 
     def block(self, start: int) -> tuple[list[list[Picture]], np.ndarray]:
         """Those at IN_BLOCK rows from `start` on, with their features (B, D)."""

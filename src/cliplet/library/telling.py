@@ -17,8 +17,6 @@ from cliplet.library.records import CaptionHit, Hits, Picture
 if TYPE_CHECKING:  # a query must not wait for what only --json needs
     from cliplet.results import CaptionsResult, DuplicatesResult, SearchResult
 
-NOTHING_FITS = "nothing in the library fits well; the closest are:"
-
 
 def terms_of(query: Query) -> list[str]:
     """A query's terms, as people write them."""
@@ -65,13 +63,18 @@ def search_text(hits: Hits, where: str) -> str:
     """The same for people: a line a picture, score and fit first. Line breaks in names are shown as escapes."""
     if not hits:
         return "no picture passes the filter" if where else "nothing was found"
-    lines = [NOTHING_FITS] if hits.nothing_fits else []
+    lines = [f"{nothing_fits(where)}; the closest are:"] if hits.nothing_fits else []
     for hit in hits:
         copies = f"  (and {len(hit.copies)} copies)" if hit.copies else ""
         caption = hit.caption or next(iter(hit.picture.captions), "")
         said = f"  {shown(caption)}" if caption else ""
         lines.append(f"{hit.score:6.3f}  {hit.fit:5.1f} %  {shown(writable(hit.path))}{copies}{said}")
     return "\n".join(lines)
+
+
+def nothing_fits(where: str) -> str:
+    """What is said of a query that nothing is close to."""
+    return "nothing that passes the filter fits well" if where.strip() else "nothing in the library fits well"
 
 
 def captions_result(library: str, query: Query, found: Sequence[CaptionHit], seconds: float) -> CaptionsResult:
@@ -86,8 +89,10 @@ def captions_result(library: str, query: Query, found: Sequence[CaptionHit], sec
     )
 
 
-def captions_text(result: CaptionsResult) -> str:
+def captions_text(result: CaptionsResult, where: str = "") -> str:
     """The same for people."""
+    if not result.captions and where.strip():
+        return "no caption of a picture that passes the filter"
     if not result.captions:
         return "the library holds no captions (cliplet index --captions FILE adds them)"
     return "\n".join(f"{one.score:6.3f}  {one.fit:5.1f} %  {one.text}" for one in result.captions)
@@ -121,7 +126,7 @@ def draw(query: Query, where: str, hits: Hits, file: Path) -> None:
 
     title = " ".join(terms_of(query)).removeprefix("+ ") + (f"   where {where}" if where else "")
     if hits.nothing_fits:
-        title += f"   ({NOTHING_FITS.rstrip(':')})"
+        title += f"   ({nothing_fits(where)})"
     labels = [f"{hit.score:.3f}   {hit.fit:.0f} %   {hit.caption or Path(hit.path).name}" for hit in hits]
     save_picture(contact_sheet([hit.path for hit in hits], labels, columns=5, title=title), file)
 
