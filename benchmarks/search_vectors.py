@@ -98,7 +98,7 @@ def cliplet_build(given: Given) -> dict[str, Any]:
     file = given.folder / "cliplet.usearch"
     began = time.perf_counter()
     vectors_ND = mapped(given.matrix, given.tuning_QD.shape[1])
-    about = build(vectors_ND, None, file, given.tuning_QD, progress=told)
+    about = build(vectors_ND, file, given.tuning_QD, progress=told)
     levels = [vars(level) for level in about.levels]
     return built(began, file, about.levels[0].recall_texts if levels else 0.0) | {"levels": levels, "threads": 1}
 

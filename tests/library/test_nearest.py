@@ -1,6 +1,5 @@
 """Nearest rows, exactly and approximately, against sorting all scores; damage is refused before usearch sees it."""
 
-import dataclasses
 import itertools
 import json
 import resource
@@ -8,13 +7,12 @@ import shutil
 import signal
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cliplet.errors import DataError
-from cliplet.library import approximate, approximate_making, nearest
+from cliplet.library import approximate, approximate_making
 from cliplet.library import exact as scanning
 from cliplet.library.approximate_making import build, extend
 from cliplet.library.exact import exact
@@ -72,7 +70,7 @@ def made(data, tmp_path_factory):
     file = tmp_path_factory.mktemp("index") / "vectors-1.usearch"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(approximate_making, "cores", lambda: 1)
-        build(data[0], None, file, data[1][:200])
+        build(data[0], file, data[1][:200])
     return file
 
 
@@ -141,17 +139,14 @@ def test_scores_that_half_precision_cannot_tell_apart_are_told_apart(kernel):
     assert exact(vectors, query, 1)[0].tolist() == [0]
 
 
-def test_only_given_rows_come_back_and_dead_ones_never(kernel, monkeypatch):
+def test_only_given_rows_come_back(kernel, monkeypatch):
     monkeypatch.setattr(scanning, "BLOCK_BYTES", 2 * DIMS * 64)
     vectors, queries = clouds(500, 4)
     random = np.random.default_rng(0)
-    dead = random.random(500) < 0.3
     for rows in ([], [7], [498, 499], np.arange(100, 300), np.sort(random.permutation(500)[:120])):
         rows = np.asarray(rows, dtype=np.int64)
         for query in queries:
             assert_same(exact(vectors, query, 20, rows=rows), best(vectors, query, 20, rows))
-            assert_same(exact(vectors, query, 20, rows, dead), best(vectors, query, 20, rows[~dead[rows]]))
-    assert_same(exact(vectors, queries[0], 500, None, dead), best(vectors, queries[0], 500, np.flatnonzero(~dead)))
 
 
 def test_rows_that_are_no_numbers_never_come_back(kernel):
@@ -236,20 +231,6 @@ def test_rows_that_are_not_allowed_never_come_back(data, made, monkeypatch):
     assert_same(neighbours.search(queries[200], 10, worst), best(vectors, queries[200], 10, worst))
 
 
-def test_dead_rows_never_come_back(data, made):
-    vectors, queries = data
-    for share in (0.001, 0.3, 0.9, 1.0):
-        dead = np.random.default_rng(0).random(ROWS) < share
-        neighbours = Neighbours(vectors, made, dead, LITTLE)
-        alive = np.flatnonzero(~dead)
-        same = []
-        for query in queries[200:230]:
-            rows, expected = neighbours.search(query, 10)[0], best(vectors, query, 10, alive)[0]
-            assert not dead[rows].any() and len(rows) == len(expected)
-            same.append(np.isin(rows, expected).sum() / max(1, len(expected)))
-        assert share == 1.0 or np.mean(same) >= 0.97
-
-
 def test_rows_the_index_does_not_hold_yet_are_found(data, made):
     vectors, queries = data
     more = np.concatenate([vectors, clouds(400, 1, seed=1)[0]])
@@ -261,9 +242,6 @@ def test_rows_the_index_does_not_hold_yet_are_found(data, made):
     last = np.arange(1500, ROWS + 200)
     rows, _ = neighbours.search(more[ROWS + 300].astype(np.float32), 10, last)
     assert set(rows) <= set(last) and len(rows) == 10
-    dead = np.zeros(len(more), bool)
-    dead[ROWS] = True
-    assert Neighbours(more, made, dead, LITTLE).search(more[ROWS].astype(np.float32), 1)[0].tolist() != [ROWS]
 
 
 def test_an_extended_index_finds_as_much_as_one_made_at_once(data, tmp_path, monkeypatch):
@@ -271,34 +249,33 @@ def test_an_extended_index_finds_as_much_as_one_made_at_once(data, tmp_path, mon
     vectors, queries = data
     file = tmp_path / "vectors.usearch"
     calls = []
-    build(vectors[:1200], None, file, queries[:200], progress=lambda done, of: calls.append((done, of)))
+    build(vectors[:1200], file, queries[:200], progress=lambda done, of: calls.append((done, of)))
     assert calls[-1] == (1200, 1200)
-    about = extend(vectors, None, file, queries[:200])
+    about = extend(vectors, file, queries[:200])
     assert about.rows == about.entries == ROWS and about.levels
     neighbours = Neighbours(vectors, file, exact_bytes=LITTLE)
     assert neighbours.index is not None and neighbours.index.rows == ROWS
     assert recall(neighbours, vectors, queries[200:]) >= 0.97
 
 
-def test_dead_rows_and_rows_that_are_no_numbers_are_left_out(data, tmp_path):
+def test_rows_that_are_no_numbers_are_left_out(data, tmp_path):
     vectors, queries = data[0][:600].copy(), data[1]
     vectors[100:110] = np.nan
     vectors[550] = np.inf
     file = tmp_path / "vectors.usearch"
-    live = np.setdiff1d(np.arange(500), np.arange(20, 40))
-    assert build(vectors[:500], live, file, queries).entries == 470
-    about = extend(vectors, np.concatenate([live, np.arange(500, 600)]), file, queries)
-    assert (about.rows, about.entries) == (600, 569)
+    assert build(vectors[:500], file, queries).entries == 490
+    about = extend(vectors, file, queries)
+    assert (about.rows, about.entries) == (600, 589)
     index = approximate.opened(file, vectors)
     found = np.concatenate([index.search(vectors, query, 50)[0] for query in queries])
-    assert not np.isin(found, [*range(20, 40), *range(100, 110), 550]).any()
+    assert not np.isin(found, [*range(100, 110), 550]).any()
 
 
 def test_many_equal_rows_do_not_hide_the_others(tmp_path):
     vectors, queries = clouds(2000, 120)
     vectors[500:1500] = vectors[:10].repeat(100, axis=0)
     file = tmp_path / "vectors.usearch"
-    about = build(vectors, None, file, queries[:60])
+    about = build(vectors, file, queries[:60])
     neighbours = Neighbours(vectors, file, exact_bytes=LITTLE)
     assert about.levels and neighbours.index is not None
     right = [neighbours.search(q, 10)[1] >= best(vectors, q, 10)[1][-1] for q in queries[60:]]
@@ -310,14 +287,14 @@ def test_an_index_that_finds_too_little_is_not_used(data, tmp_path, monkeypatch)
     monkeypatch.setattr(approximate_making, "EXPANSIONS", (10, 12))
     monkeypatch.setattr(approximate_making, "WANTED_RECALL", 0.9999)
     file, said = tmp_path / "vectors.usearch", []
-    assert build(vectors, None, file, queries[:100], said.append).levels == ()
+    assert build(vectors, file, queries[:100], said.append).levels == ()
     assert "stays exact" in said[-1]
     neighbours = Neighbours(vectors, file, exact_bytes=LITTLE)
     assert neighbours.index is None and "not find enough" in neighbours.problem
     assert_same(neighbours.search(queries[0], 10), best(vectors, queries[0], 10))
     assert neighbours.due() is None
     assert Neighbours(vectors.repeat(3, axis=0), file, exact_bytes=LITTLE).due() == "build"
-    assert build(vectors, None, file, queries[:0]).levels == ()  # nothing to measure with
+    assert build(vectors, file, queries[:0]).levels == ()  # nothing to measure with
 
 
 def test_the_least_that_is_enough_is_found():
@@ -356,11 +333,6 @@ def test_the_index_is_made_and_extended_when_it_is_due(data, tmp_path, monkeypat
     assert grown.due() == "extend"
     grown.update(sentences, said.append)
     assert len(asked) == 2 and grown.index is not None and grown.index.rows == ROWS and "extending" in said[2]
-    dead = np.arange(ROWS) < ROWS // 3
-    assert Neighbours(vectors, file, dead, LITTLE).due() == "build"
-    Neighbours(vectors, file, dead, LITTLE).update(sentences)
-    assert approximate.About.read(file).entries == 2 * ROWS // 3
-    assert Neighbours(vectors, file, dead, LITTLE).due() is None
 
 
 def test_many_threads_find_what_one_finds(data, made, monkeypatch):
@@ -489,9 +461,9 @@ def test_a_description_that_is_none_is_refused(data, copied, content):
 
 def test_an_older_file_under_a_newer_description_is_refused(data, copied):
     few = data[0][:300]
-    build(few, np.arange(1, 300), copied, data[1][:20])
+    build(few[::-1], copied, data[1][:20])
     old = copied.read_bytes()
-    build(few, np.arange(299), copied, data[1][:20])
+    build(few, copied, data[1][:20])
     assert copied.stat().st_size == len(old)
     copied.write_bytes(old)
     assert "is damaged" in refused(copied, few)
@@ -507,13 +479,14 @@ def test_a_replaced_index_is_opened_anew_and_the_old_one_goes_on(data, copied):
     vectors, queries = data
     old = Neighbours(vectors, copied, exact_bytes=LITTLE)
     before = old.search(queries[0], 10)
-    build(vectors, np.arange(1, ROWS), copied, queries[:50])
+    build(vectors, copied, queries[:50])
     assert old.index is not None
     old.index._more = 1
     with old.index._borrowed():  # so that another view of the file is opened, which is that of before
         assert_same(old.search(queries[0], 10), before)
     new = Neighbours(vectors, copied, exact_bytes=LITTLE)
-    assert new.index is not None and new.index.about.entries == ROWS - 1
+    assert new.index is not None and new.index is not old.index
+    assert recall(new, vectors, queries[200:]) >= 0.97
 
 
 def test_a_disk_that_fills_leaves_the_old_index(data, copied):
@@ -525,7 +498,7 @@ def test_a_disk_that_fills_leaves_the_old_index(data, copied):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         with pytest.raises(DataError, match="cannot be written"):
-            build(data[0], None, copied, data[1][:50])
+            build(data[0], copied, data[1][:50])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {file.name: file.read_bytes() for file in copied.parent.iterdir()} == before
@@ -534,7 +507,7 @@ def test_a_disk_that_fills_leaves_the_old_index(data, copied):
 def test_what_a_killed_writer_left_is_removed(data, copied):
     left = copied.with_name(f".{copied.stem}.12345{copied.suffix}")
     left.write_bytes(b"half of it")
-    build(data[0][:100], None, copied, data[1][:20])
+    build(data[0][:100], copied, data[1][:20])
     assert not left.exists()
 
 
@@ -545,18 +518,4 @@ def test_without_usearch_searching_is_exact(data, copied, monkeypatch):
     neighbours = Neighbours(data[0], copied, exact_bytes=LITTLE)
     assert_same(neighbours.search(data[1][0], 10), best(data[0], data[1][0], 10))
     with pytest.raises(DataError, match="needs usearch"):
-        build(data[0], None, copied, data[1][:20])
-
-
-def test_removing_removes_both_files(copied):
-    approximate_making.removed(copied)
-    assert list(copied.parent.iterdir()) == []
-    approximate_making.removed(copied)
-    assert nearest.Neighbours(np.empty((0, 4), np.float16), copied).search(np.ones(4, np.float32), 3)[0].size == 0
-
-
-def test_levels_hold_for_the_result_numbers_they_name(made):
-    about = approximate.About.read(Path(made))
-    ks = [level.k for level in about.levels]
-    assert ks == sorted(ks) and dataclasses.is_dataclass(about)
-    assert all(level.expansion_search >= level.k and level.candidates >= level.k for level in about.levels)
+        build(data[0], copied, data[1][:20])

@@ -163,6 +163,7 @@ PASSING = {
     "camera != 'canon eos r5'": [7, 9],
     "camera = ''": [9],
     "format = 'PNG'": [2],
+    "format != 'JPG'": [2],
     "name < 'L' and name > 'A'": [],
     "name >= 'M' and name < 'N'": [1, 2],
     "folder = '/PHOTOS' and path like '/photos/p%'": [12],
@@ -290,7 +291,8 @@ def condition_of(draw):
     forms = [f"{column} {draw.choice(('=', '!='))} {values[0]}", f"{column} {opposite}in ({', '.join(values)})"]
     if COLUMNS[column] is not list:
         forms.append(f"{column} {draw.choice(('<', '<=', '>', '>='))} {values[0]}")
-        forms.append(f"{column} {opposite}between {values[0]} and {values[1]}")
+        low, high = sorted(values[:2], key=float) if COLUMNS[column] in (int, float) else values[:2]
+        forms.append(f"{column} {opposite}between {low} and {high}")
     return draw.choice(forms)
 
 
@@ -403,6 +405,10 @@ REFUSED = {
     "name = camera": ["character 8", "in quotes"],
     "taken > 'yesterday'": ["character 9", "taken is a date", "yesterday"],
     "taken = '2024-7-1'": ["character 9", "taken is a date", "2024-07-01"],
+    "taken = '2024-13'": ["character 9", "taken is a date", "2024-13"],
+    "taken > '2023-02-29'": ["character 9", "taken is a date"],
+    "added < '2024-07-01 24:00'": ["character 9", "added is a date"],
+    "width between 500 and 300": ["character 7", "nothing is between", "between 300 and 500"],
     "tag = 'a\nb'": ["character 7", "two lines"],
     "width > 1e400": ["character 9", "too large"],
     "width > 99999999999999999999": ["character 9", "too large"],

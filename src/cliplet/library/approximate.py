@@ -121,11 +121,10 @@ class Approximate:
         query_D: np.ndarray,
         k: int,
         allowed: np.ndarray | None = None,
-        dead_N: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Row numbers and exact scores as `exact` gives them, of nearly all the best `k` among the first `rows`.
 
-        allowed: sorted row numbers, of which alone results may be. dead_N: bool, rows that may not. None where the
+        allowed: sorted row numbers, of which alone results may be. None where the
         index does not know how to find so many: more than was measured, or too few of as many as that may be results.
         """
         k = max(k, 0)
@@ -133,7 +132,7 @@ class Approximate:
         for level in self.about.levels:
             if level.k * share < k:
                 continue
-            rows, scores = self._at(level, vectors_ND, query_D, dead_N)
+            rows, scores = self._at(level, vectors_ND, query_D)
             if allowed is not None:
                 passes = _in(rows, allowed)
                 rows, scores = rows[passes], scores[passes]
@@ -141,12 +140,10 @@ class Approximate:
                 return rows[:k], scores[:k]
         return None
 
-    def _at(
-        self, level: Level, vectors_ND: np.ndarray, query_D: np.ndarray, dead_N: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _at(self, level: Level, vectors_ND: np.ndarray, query_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with self._borrowed() as view:
             keys_C = candidates(view, query_D, level.expansion_search, level.candidates)
-        return exact(vectors_ND, query_D, level.k, np.sort(keys_C[keys_C < self.rows]), dead_N)
+        return exact(vectors_ND, query_D, level.k, np.sort(keys_C[keys_C < self.rows]))
 
     @contextmanager
     def _borrowed(self) -> Iterator[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -47,7 +46,6 @@ Progress = Callable[[int, int], None]
 
 def build(
     vectors_ND: np.ndarray,
-    live_rows: np.ndarray | None,
     file: Path,
     queries_QD: np.ndarray,
     say: Say | None = None,
@@ -55,12 +53,10 @@ def build(
 ) -> About:
     """Makes the index of a matrix, and puts it in its place when it is whole.
 
-    live_rows: sorted numbers of the rows that belong in it, all if None. queries_QD: features of everyday sentences.
-    `progress` is told how many rows of how many are done. Where no setting finds what is wanted, `levels` is empty.
-    Raises DataError where it cannot be written, or usearch is missing.
+    queries_QD: features of everyday sentences. `progress` is told how many rows of how many are done. Where no setting
+    finds what is wanted, `levels` is empty. Raises DataError where it cannot be written, or usearch is missing.
     """
-    Index = _usearch()
-    index = Index(
+    index = _usearch()(
         ndim=vectors_ND.shape[1],
         metric="ip",
         dtype=PRECISION,
@@ -68,12 +64,11 @@ def build(
         expansion_add=EXPANSION_ADD,
         enable_key_lookups=False,
     )
-    return _finished(index, vectors_ND, 0, live_rows, file, queries_QD, say, progress)
+    return _finished(index, vectors_ND, 0, file, queries_QD, say, progress)
 
 
 def extend(
     vectors_ND: np.ndarray,
-    live_rows: np.ndarray | None,
     file: Path,
     queries_QD: np.ndarray,
     say: Say | None = None,
@@ -83,7 +78,7 @@ def extend(
     left as they are. Raises DataError, also where the index there is damaged or of another matrix."""
     old = opened(file, vectors_ND)
     index = _usearch().restore(old.mapped, enable_key_lookups=False, expansion_add=EXPANSION_ADD)
-    return _finished(index, vectors_ND, old.rows, live_rows, file, queries_QD, say, progress)
+    return _finished(index, vectors_ND, old.rows, file, queries_QD, say, progress)
 
 
 def _usearch() -> Any:
@@ -98,15 +93,14 @@ def _finished(
     index: Any,
     vectors_ND: np.ndarray,
     start: int,
-    live_rows: np.ndarray | None,
     file: Path,
     queries_QD: np.ndarray,
     say: Say | None,
     progress: Progress | None,
 ) -> About:
     vectors_ND = np.asarray(vectors_ND)
-    rows = np.arange(len(vectors_ND)) if live_rows is None else np.asarray(live_rows, np.int64)
-    _add(index, vectors_ND, rows[np.searchsorted(rows, start) :], progress)
+    rows = np.arange(len(vectors_ND))
+    _add(index, vectors_ND, rows[start:], progress)
     began = time.monotonic()
     levels = tuned(index, vectors_ND, rows, queries_QD)
     if say:
@@ -260,10 +254,3 @@ def _told(levels: tuple[Level, ...], entries: int, seconds: float) -> str:
         f"an index of {entries:,} rows finds {first.recall_texts:.1%} of the best {first.k} for sentences and "
         f"{first.recall_pictures:.1%} for pictures (measured in {seconds:.0f} s)"
     )
-
-
-def removed(file: Path) -> None:
-    """Removes an index."""
-    for one in (about_file(file), file):
-        with suppress(FileNotFoundError):
-            one.unlink()

@@ -22,13 +22,11 @@ def exact(
     query_D: np.ndarray,
     k: int,
     rows: np.ndarray | None = None,
-    dead_N: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers (K,) int64 and scores (K,) float32, best first, equal scores by row number.
 
     vectors_ND: float16, no row longer than 1. query_D: float32, of any length. rows: sorted numbers of those that may
-    come back, all if None. dead_N: bool, those that may not. Rows that hold a NaN or an infinity never come back, so K
-    may be less than `k`.
+    come back, all if None. Rows that hold a NaN or an infinity never come back, so K may be less than `k`.
 
     A fast kernel finds what may be among the best, with a bound on its error; only that is scored exactly.
     """
@@ -41,8 +39,6 @@ def exact(
     for numbers_B, block_BD in _blocks(np.asarray(vectors_ND), rows):
         rough_B = rough(block_BD)
         rough_B[~np.isfinite(rough_B)] = np.nan
-        if dead_N is not None:
-            rough_B[dead_N[numbers_B]] = np.nan
         least = float(scores_K[-1]) / length - bound if len(scores_K) == k else -np.inf
         near = np.flatnonzero(rough_B >= least)  # a NaN is not
         if len(near) > k:

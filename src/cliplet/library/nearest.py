@@ -17,11 +17,10 @@ from cliplet.library.approximate import Approximate, opened
 from cliplet.library.exact import exact
 
 if TYPE_CHECKING:
-    from cliplet.library.approximate_making import Progress, Say
+    from cliplet.library.approximate_making import Say
 
 EXACT_BYTES = 200_000_000  # of vectors: one core looks through them in about 20 ms
 TAIL_SHARE = 0.1  # of the rows, that the index may lack before it is extended
-DEAD_SHARE = 0.1  # of its rows, that may be dead before it is made anew
 GROWN = 2.0  # a matrix for which no index was good enough gets another try when it has grown by so much
 
 
@@ -32,12 +31,11 @@ class Neighbours:
         self,
         vectors_ND: np.ndarray,
         file: Path | None = None,
-        dead_N: np.ndarray | None = None,
         exact_bytes: int = EXACT_BYTES,
     ):
         """vectors_ND: float16, usually mapped. file: where the approximate index is, if there is one; without it, and
-        up to `exact_bytes` of vectors, searching is exact. dead_N: bool, rows that never come back."""
-        self.vectors_ND, self.file, self.dead_N = np.asarray(vectors_ND), file, dead_N
+        up to `exact_bytes` of vectors, searching is exact."""
+        self.vectors_ND, self.file = np.asarray(vectors_ND), file
         self.exact_bytes = exact_bytes
         self.problem = ""  # why the index is not used, where there should be one
         self._looking = threading.Lock()
@@ -53,15 +51,15 @@ class Neighbours:
         query_D = np.asarray(query_D, np.float32)
         few = allowed is not None and self._bytes(len(allowed)) <= self.exact_bytes // 2
         index = None if few else self.index
-        found = index.search(self.vectors_ND, query_D, k, allowed, self.dead_N) if index else None
+        found = index.search(self.vectors_ND, query_D, k, allowed) if index else None
         if index is None or found is None:
-            return exact(self.vectors_ND, query_D, k, allowed, self.dead_N)
+            return exact(self.vectors_ND, query_D, k, allowed)
         if index.rows == len(self.vectors_ND):
             return found
         since = np.arange(index.rows, len(self.vectors_ND))
         if allowed is not None:
             since = allowed[np.searchsorted(allowed, index.rows) :]
-        later = exact(self.vectors_ND, query_D, k, since, self.dead_N)
+        later = exact(self.vectors_ND, query_D, k, since)
         rows, scores = (np.concatenate(parts) for parts in zip(found, later, strict=True))
         order = np.lexsort((rows, -scores))[:k]
         return rows[order], scores[order]
@@ -91,15 +89,10 @@ class Neighbours:
             return "build"
         if not about.levels:
             return "build" if rows > GROWN * about.rows else None
-        dead = 0 if self.dead_N is None else np.count_nonzero(self.dead_N[: about.rows]) - (about.rows - about.entries)
-        if dead > DEAD_SHARE * about.rows:
-            return "build"
         tail = rows - about.rows
         return "extend" if tail > TAIL_SHARE * rows or self._bytes(tail) > self.exact_bytes // 4 else None
 
-    def update(
-        self, queries: Callable[[], np.ndarray], say: Say | None = None, progress: Progress | None = None
-    ) -> None:
+    def update(self, queries: Callable[[], np.ndarray], say: Say | None = None) -> None:
         """Makes the index or adds rows to it, where that is due; one process at a time.
 
         `queries` gives features of everyday sentences (Q, D), to find out how far it has to look. Raises DataError
@@ -110,12 +103,11 @@ class Neighbours:
             return
         from cliplet.library.approximate_making import build, extend  # a search makes nothing
 
-        alive = None if self.dead_N is None else np.flatnonzero(~self.dead_N)
         if say:
             what = "making" if due == "build" else "extending"
             say(f"{what} the approximate index of {len(self.vectors_ND):,} vectors")
         make = build if due == "build" else extend
-        make(self.vectors_ND, alive, self.file, queries(), say, progress)
+        make(self.vectors_ND, self.file, queries(), say)
         with self._looking:
             self._looked = False
 

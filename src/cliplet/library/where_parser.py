@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TypeVar
 
 from cliplet.errors import ConfigError, nearest
@@ -22,6 +23,8 @@ SIGNS = {"=": "=", "==": "=", "!=": "=", "<>": "=", "<": "<", "<=": "<=", ">": "
 UNEQUAL = ("!=", "<>")
 # As much of "2024-07-01T12:30:05" as is meant.
 DATE = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([T ][0-9]{2}(:[0-9]{2}(:[0-9]{2})?)?)?)?)?")
+BEGIN_OF_DATES = "0001-01-01T00:00:00"  # completes a date that is not written in full
+FORMATS = {"jpg": "jpeg", "tif": "tiff"}  # names that files have, and those of the formats
 AFTER_DATES = "~"  # comes after every character of a date: what begins with a date comes before the date with this
 
 Value = TypeVar("Value")
@@ -121,7 +124,10 @@ class Parser:
             self._refuse_order_of_list(column, found)
             low = self._value(column)
             self._expect("and", "between the two values of `between`")
-            node = Several((_ordered(column, ">=", low), _ordered(column, "<=", self._value(column))), every=True)
+            high = self._value(column)
+            if not isinstance(low, str) and not isinstance(high, str) and low > high:
+                fail(found, f"nothing is between {low} and {high}", f"The smaller one first: between {high} and {low}")
+            node = Several((_ordered(column, ">=", low), _ordered(column, "<=", high)), every=True)
         else:
             expected = "`in`, `like` or `between`" if opposite else "a comparison, such as = or `in`,"
             fail(found, f"expected {expected} after {column}, found {shown(found)}", EXAMPLE)
@@ -187,6 +193,8 @@ class Parser:
                 fail(self.tokens[self.next - 1], f"{column} is a whole number, which {number} is not")
             return number
         text = self._text(column)
+        if column == "format":
+            return FORMATS.get(text.lower(), text)
         return _date(column, text, self.tokens[self.next - 1]) if column in DATES else text
 
     def _number(self, whose: str) -> int | float:
@@ -227,13 +235,22 @@ def _column_named(token: Token) -> str:
 
 def _date(column: str, text: str, token: Token) -> str:
     """As it is stored."""
-    if not DATE.fullmatch(text):
+    if not DATE.fullmatch(text) or not _is_moment(text):
         fail(
             token,
             f"{column} is a date, which {text[:SHOWN]!r} is not",
             "Such as '2024', '2024-07-01' or '2024-07-01 12:30'.",
         )
     return text.replace(" ", "T")
+
+
+def _is_moment(text: str) -> bool:
+    """Whether the calendar and the clock have it: there is no month 13."""
+    try:
+        datetime.fromisoformat(text.replace(" ", "T") + BEGIN_OF_DATES[len(text) :])
+    except ValueError:
+        return False
+    return True
 
 
 def _equal(column: str, values: list[int | float | str]) -> Node:
