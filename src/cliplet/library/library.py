@@ -13,8 +13,8 @@ import numpy as np
 from cliplet.errors import ClipletError, ConfigError, DataError
 from cliplet.library.deadline import within
 from cliplet.library.query import Query
-from cliplet.library.records import CaptionHit, Hit, Hits, Identity, Picture
-from cliplet.library.store import ChangedError, Found, Store, create_store, open_store
+from cliplet.library.records import CaptionHit, Hits, Identity, Picture
+from cliplet.library.store import ChangedError, Store, create_store, open_store
 from cliplet.library.where import Where
 from cliplet.library.where import parse as parse_where
 
@@ -148,15 +148,16 @@ class Library:
             raise ConfigError(f"by = {by!r}: searched are pictures or captions")
         condition = _condition(where)
 
+        from cliplet.library.answers import by_captions, judged, nothing_fits
+        from cliplet.library.fit import LOOKED_AT
+
         def ask(combined: Combined) -> Hits:
             total = self.store.count(condition) if condition else None
             if by == "captions":
-                return self._search_captions(combined, k, offset, condition, total)
-            from cliplet.library.fit import LOOKED_AT
-
+                return by_captions(self.store, combined, k, offset, condition, total)
             found = self.store.nearest(combined.vector_D, max(offset + k, LOOKED_AT), condition, combined.model)
-            hits = self._judged(combined, found[offset : offset + k])
-            return Hits(hits, self._nothing_fits(combined, [one.score for one in found]), total)
+            hits = judged(self.store, combined, found[offset : offset + k], self._pictures_sample)
+            return Hits(hits, nothing_fits(self.store, combined, [one.score for one in found]), total)
 
         return self._asked(query, ask)
 
@@ -167,7 +168,9 @@ class Library:
         `search`."""
         self._check(k, offset)
         condition = _condition(where)
-        return self._asked(query, lambda combined: self._caption_hits(combined, offset + k, condition)[offset:])
+        from cliplet.library.answers import caption_hits
+
+        return self._asked(query, lambda combined: caption_hits(self.store, combined, offset + k, condition)[offset:])
 
     def scores(self, id: int, texts: Sequence[str | Combined]) -> list[tuple[float, float]]:
         """How close a picture is to each text, and how well it fits it. Raises DataError where there is no picture."""
@@ -260,53 +263,6 @@ class Library:
         if not 0 <= offset <= MAX_DEPTH:
             raise ConfigError(f"at most {MAX_DEPTH:,} hits can be passed over, got {offset:,}")
 
-    def _judged(self, combined: Combined, found: Sequence[Found]) -> list[Hit]:
-        from cliplet.library.fit import fits
-
-        score_K = np.array([one.score for one in found])
-        fit_K = fits(combined, score_K, self.store.calibration, self._pictures_sample)
-        return [
-            Hit(one.picture.id, one.picture.path, one.score, round(float(fit), 1), one.picture, copies=one.copies)
-            for one, fit in zip(found, fit_K, strict=True)
-        ]
-
-    def _nothing_fits(self, combined: Combined, scores: Sequence[float]) -> bool:
-        """Whether the library comes no closer to a sentence than to most that no photograph shows. Of other queries
-        nothing is known to that end."""
-        from cliplet.library.fit import closeness, only_sentences
-
-        return bool(scores) and only_sentences(combined) and closeness(scores) < self.store.calibration.least_fit
-
-    def _search_captions(self, combined: Combined, k: int, offset: int, where: Where | None, total: int | None) -> Hits:
-        """Pictures by their captions: each with the one that is closest, and files of the same content as one."""
-        if total == 0:
-            return Hits([], False, total)
-        asked, best, looked_at = 2 * (offset + k), dict[str, tuple[int, CaptionHit]](), set[str]()
-        while True:
-            captions = self._caption_hits(combined, asked, where)
-            more = [one for one in captions if one.text not in looked_at]
-            having = self.store.captioned([one.text for one in more], where)
-            for one in more:
-                for content, id in having.get(one.text, []):
-                    best.setdefault(content, (id, one))
-            if len(best) >= offset + k or len(captions) < asked:
-                break
-            looked_at.update(one.text for one in more)
-            asked = max(2 * asked, round(1.25 * asked * (offset + k) / max(1, len(best))))
-        found = dict(list(best.values())[offset : offset + k])
-        groups = self.store.alike(list(found), where)
-        by_id = {picture.id: (picture, group) for group in groups for picture in group if picture.id in found}
-        return Hits([_by_caption(*by_id[id], found[id]) for id in found if id in by_id], False, total)
-
-    def _caption_hits(self, combined: Combined, k: int, where: Where | None = None) -> list[CaptionHit]:
-        found = self.store.nearest_captions(combined.vector_D, k, where, combined.model)
-        background_Q = np.sort(self.store.calibration.background_QD @ combined.vector_D) if found else np.empty(0)
-        fits = np.searchsorted(background_Q, [one.score for one in found]) / max(len(background_Q), 1)
-        return [
-            CaptionHit(one.text, one.score, round(100 * float(fit), 1), one.id, one.path)
-            for one, fit in zip(found, fits, strict=True)
-        ]
-
     def _pictures_sample(self) -> np.ndarray:
         from cliplet.library.fit import SAMPLE
 
@@ -318,8 +274,3 @@ class Library:
 def _condition(where: str | Where) -> Where | None:
     """A filter, read; None where there is none."""
     return where if isinstance(where, Where) else parse_where(where) if where.strip() else None
-
-
-def _by_caption(picture: Picture, group: list[Picture], caption: CaptionHit) -> Hit:
-    copies = tuple(one.path for one in group if one.id != picture.id)
-    return Hit(picture.id, picture.path, caption.score, caption.fit, picture, caption.text, copies)
