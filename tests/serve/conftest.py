@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import logging
 import socket
 import threading
 import time
@@ -59,14 +60,17 @@ class Client:
     def __init__(self, port, token=""):
         self.port, self.token = port, token
 
-    def ask(self, method, path, body=None, headers=None, timeout=20):
-        """Status, headers with small letters, and content. What is no bytes goes as JSON."""
+    def ask(self, method, path, body=None, headers=None, timeout=20, source=None):
+        """Status, headers with small letters, and content. What is no bytes goes as JSON. `source`: the address that
+        it comes from, 127.0.0.2 say."""
         headers = dict(headers or {})
         if self.token:
             headers.setdefault("Authorization", f"Bearer {self.token}")
         if body is not None and not isinstance(body, bytes):
             body, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=timeout, source_address=(source, 0) if source else None
+        )
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
@@ -86,29 +90,30 @@ class Client:
         return json.loads(content)
 
     def refused(self, method, path, body=None, headers=None):
-        """Status, error and hint of a request that is refused."""
+        """Status, error and hint of a request that is refused; what is said about a filter may say so."""
         status, headers, content = self.ask(method, path, body, headers)
         assert status >= 400 and headers["content-type"] == "application/json", (status, content)
         told = json.loads(content)
-        assert set(told) == {"error", "hint"} and told["error"], told
+        assert set(told) - {"about"} == {"error", "hint"} and told["error"], told
+        assert told.get("about", "where") == "where"
         return status, told["error"], told["hint"]
 
-    def send(self, path, data, name="x.png"):
+    def send(self, path, data, name="x.png", **options):
         """Sends a file as a form does."""
         head = f'--b\r\nContent-Disposition: form-data; name="any"; filename="{name}"\r\n\r\n'
         body = head.encode() + data + b"\r\n--b--\r\n"
-        return self.ask("POST", path, body, {"Content-Type": "multipart/form-data; boundary=b"})
+        return self.ask("POST", path, body, {"Content-Type": "multipart/form-data; boundary=b"}, **options)
 
-    def bare(self):
+    def bare(self, source=None):
         """A connection of bytes."""
-        return Bare(("127.0.0.1", self.port))
+        return Bare(("127.0.0.1", self.port), source)
 
 
 class Bare:
     """A connection to which anything can be said; closed at the end of a block."""
 
-    def __init__(self, address):
-        self.socket = socket.create_connection(address, timeout=20)
+    def __init__(self, address, source=None):
+        self.socket = socket.create_connection(address, timeout=20, source_address=(source, 0) if source else None)
 
     def __enter__(self):
         return self
@@ -162,6 +167,17 @@ def _running(libraries, address="127.0.0.1", **settings):
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
+
+
+@pytest.fixture
+def said():
+    """What the service's log says, line by line, with tracebacks."""
+    lines, handler = [], logging.Handler()
+    handler.emit = lambda record: lines.append(handler.format(record))
+    log = logging.getLogger("cliplet.serve")
+    log.addHandler(handler)
+    yield lines
+    log.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")

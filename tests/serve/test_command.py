@@ -23,10 +23,19 @@ from cliplet.serve.settings import Settings
 
 
 @contextmanager
-def started(client_of, *words, **environment):
-    """The command in a process of its own: the process, a client of it, and what it said until it was ready."""
+def started(client_of, *words, code="", **environment):
+    """The command in a process of its own: the process, a client of it, and what it said until it was ready. `code`
+    runs before it."""
+    command = [sys.executable, "-m", "cliplet", "serve", *map(str, words)]
+    if code:
+        command = [
+            sys.executable,
+            "-c",
+            f"{code}\nfrom cliplet.cli import main\nsys.exit(main(sys.argv[1:]))",
+            *command[3:],
+        ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cliplet", "serve", *map(str, words)],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -81,6 +90,63 @@ def test_others_are_asked_for_a_token_and_an_interrupt_is_told(client_of, librar
         assert "interrupted" in errors and "Traceback" not in errors and client.token not in errors
 
 
+# A decoder that cannot be stopped, a search too, and a service that stops sooner than in five seconds.
+STUCK = """
+import functools, sys, time
+import cliplet.library.library as library
+import cliplet.runtime.encoder as encoder
+import cliplet.serve.settings as settings
+settings.Settings = functools.partial(settings.Settings, stop_seconds={seconds})
+encoder.Encoder.encode_image = library.Library.search = lambda *words, **options: time.sleep(60)
+close = library.Library.close
+library.Library.close = lambda self: (print("closed", flush=True), close(self))
+"""
+
+
+@pytest.mark.parametrize("what", ["the decoding of a picture", pytest.param("a search", marks=pytest.mark.slow)])
+def test_it_stops_in_time_whatever_runs(client_of, library_place, photos, what):
+    with started(client_of, library_place, "--port", 0, code=STUCK.format(seconds=1.4)) as (process, client, _):
+        answers = []
+
+        def ask():
+            if what == "a search":
+                answers.append(client.ask("GET", "/api/photos/search?q=noise"))
+            else:
+                answers.append(client.send("/api/photos/uploads", (photos / "001.jpg").read_bytes()))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.5)
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0 and time.monotonic() - start < 4
+        asking.join(5)
+        ((status, headers, content),) = answers
+        told = json.loads(content)
+        assert (
+            status == 503 and "is being stopped" in told["error"] and told["hint"] and headers["connection"] == "close"
+        )
+        line = process.stderr.read()
+        assert line.count("\n") == 1 and f"stopped while something still ran: {what}" in line
+        # What is read is not closed below its reader, all else is.
+        assert process.stdout.read() == ("" if what == "a search" else "closed\n")
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_second_signal_is_heard_at_once(client_of, library_place, photos, second):
+    with started(client_of, library_place, "--port", 0, code=STUCK.format(seconds=60)) as (process, client, _):
+        asking = threading.Thread(target=client.send, args=("/api/photos/uploads", (photos / "001.jpg").read_bytes()))
+        asking.start()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None
+        start = time.monotonic()
+        process.send_signal(second)
+        assert process.wait(10) == (0 if second == signal.SIGTERM else 130) and time.monotonic() - start < 2
+        asking.join(5)
+
+
 @pytest.mark.slow
 def test_a_client_that_goes_on_for_ever_does_not_keep_it(client_of, library_place):
     given = {"CLIPLET_TOKEN": "a-token-of-many-letters"}
@@ -93,6 +159,16 @@ def test_a_client_that_goes_on_for_ever_does_not_keep_it(client_of, library_plac
             time.sleep(0.2)
             process.send_signal(signal.SIGTERM)
             assert process.wait(15) == 0 and process.stderr.read() == ""
+
+
+def test_public_names_may_be_several(client_of, library_place):
+    words = ["--name", "photos.example.org", "--name", "pc.example:8443", "--token", "a" * 20, "--port", 0]
+    with started(client_of, library_place, *words) as (_, client, said):
+        assert f"behind a proxy: https://photos.example.org/#token={'a' * 20}\n" in said
+        for name in ("photos.example.org", "pc.example:8443"):
+            origin = {"Host": name, "Origin": f"https://{name}"}
+            status, headers, _ = client.ask("POST", "/api/session", {"token": "a" * 20}, origin)
+            assert status == 200 and "Secure" in headers["set-cookie"]
 
 
 def test_names_come_from_folders_or_are_given(tmp_path):
@@ -130,6 +206,8 @@ def test_names_that_cannot_be_are_refused(words, says):
         (["{place}", "--port", "99999"], "--port must be from 0 to 65535"),
         (["{place}", "--token", "short"], "at least 16 letters"),
         (["{place}", "--rate", "-1"], "--rate must be 0 or more"),
+        (["{place}", "--name", "photos.example.org", "--port", "0"], "--name makes the service one for others"),
+        (["{place}", "--name", "http://a", "--token", "a" * 20], "--name http://a: is no name of a host"),
         (["{place}", "--host", "no such host"], "no such host"),
         (["{place}", "--host", "192.0.2.1"], "cannot listen on port 8300 of 192.0.2.1"),
     ],

@@ -1,6 +1,7 @@
 """Budgets of clients, and bodies that are too large or too slow."""
 
 import asyncio
+import time
 
 import pytest
 from starlette.datastructures import Headers
@@ -95,6 +96,33 @@ def test_a_body_that_trickles_is_cut_off_and_one_that_flows_is_not():
     assert refused.value.status_code == 408
     flowing = [b"a" * 100] * 25
     assert len(asyncio.run(whole(body_of(parts(*flowing, every=0.02), 10**6, 0.1, 1000)))) == 2500
+
+
+def test_no_body_takes_longer_than_the_longest_time():
+    """However fast it flows, and however much is announced."""
+    body = Body(parts(*[b"a" * 1000] * 200, every=0.02), Headers({"transfer-encoding": "chunked"}), 10**6, 1.0, 10, 0.3)
+    start = time.monotonic()
+    with pytest.raises(Refused) as refused:
+        asyncio.run(whole(body))
+    assert refused.value.status_code == 408 and 0.2 < time.monotonic() - start < 2
+
+
+def test_a_body_that_is_empty_has_an_end_and_then_the_client_leaves():
+    async def run():
+        messages = [{"type": "http.request"}, {"type": "http.disconnect"}]
+
+        async def receive():
+            await asyncio.sleep(0.01)
+            return messages.pop(0)
+
+        body = Body(receive, Headers({}), 10, 1.0, 10)
+        leaving = asyncio.create_task(body.client_left())
+        first = await asyncio.wait_for(body.receive(), 1)
+        assert first == {"type": "http.request", "body": b"", "more_body": False} and not body.left
+        assert (await asyncio.wait_for(body.receive(), 1))["type"] == "http.disconnect" and body.left
+        await leaving
+
+    asyncio.run(run())
 
 
 def test_the_time_that_a_client_takes_is_known():

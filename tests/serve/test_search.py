@@ -6,6 +6,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
+from cliplet.errors import ConfigError
+from cliplet.library.library import Library
 from cliplet.library.query import Query, Term
 
 PICTURES = 24
@@ -152,6 +154,33 @@ def test_vectors_are_the_models_own(service, library, photos):
 def test_what_cannot_be_asked_is_said(service, path, says):
     status, error, _ = service.refused("GET", path)
     assert status == 422 and says in error
+
+
+def test_what_is_wrong_with_a_filter_is_said_to_be_about_it(service, photos, monkeypatch):
+    """The page has to know where to show it."""
+
+    def about(method, path, body=None, headers=None):
+        status, _, content = service.ask(method, path, body, headers)
+        assert status == 422, content
+        return json.loads(content).get("about")
+
+    for where in ("widht+%3E+3", "width+%3E", "(", "a" * 4001):
+        assert about("GET", f"/api/photos/search?q=a&where={where}") == "where"
+        assert about("GET", f"/api/photos/pictures?where={where}") == "where"
+        form = {"Content-Type": "multipart/form-data; boundary=b"}
+        assert about("POST", f"/api/photos/search/picture?where={where}", b"", form) == "where"
+    assert about("POST", "/api/photos/search", {"terms": [{"text": "a"}], "where": "widht > 3"}) == "where"
+    assert about("POST", "/api/photos/search", {"terms": [{"text": "a"}], "where": 3}) == "where"
+    assert about("GET", "/api/photos/search?q=a&k=0") is None
+    assert about("GET", "/api/photos/search?q=a&k=0&where=" + "a" * 4001) is None  # not that alone
+    assert about("GET", "/api/photos/search?q=%20&where=width+%3E+3") is None
+
+    def late(*words, **options):
+        raise ConfigError("the filter takes too long")
+
+    monkeypatch.setattr(Library, "search", late)
+    assert about("GET", "/api/photos/search?q=a&where=width+%3E+3") == "where"
+    assert about("GET", "/api/photos/search?q=a") is None
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def test_the_description_is_complete_and_loads_nothing(service):
     for name in ("Answer", "SearchRequest", "SearchTerm", "HitAnswer", "Vectors"):
         assert all(one["description"] for one in described["components"]["schemas"][name]["properties"].values())
     assert "HTTPValidationError" not in described["components"]["schemas"]
+    assert described["components"]["schemas"]["Problem"]["properties"]["about"]["description"]
     status, headers, content = service.ask("GET", "/docs")
     page, text = Places(), content.decode()
     page.feed(text)
@@ -316,10 +317,15 @@ def test_uploads_are_forgotten_by_time_and_number():
 
 
 def test_only_so_many_pictures_are_received_at_once():
-    receiving = Receiving(1)
-    with receiving.one(), pytest.raises(Refused, match="too many pictures"), receiving.one():
-        pass
-    with receiving.one():
+    receiving = Receiving(2, 1)
+    with receiving.one("a"):
+        with pytest.raises(Refused, match="too many pictures"), receiving.one("a"):
+            pass
+        with receiving.one("b"), pytest.raises(Refused, match="too many pictures"), receiving.one("c"):
+            pass
+        with receiving.one("c"):
+            pass
+    with receiving.one("a"):
         pass
 
 

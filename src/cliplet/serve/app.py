@@ -22,7 +22,7 @@ from cliplet.serve.refusals import install_handlers
 from cliplet.serve.search_routes import search_router
 from cliplet.serve.service import Service
 from cliplet.serve.service_routes import service_router
-from cliplet.serve.settings import Settings
+from cliplet.serve.settings import THREADS_SECONDS, Settings
 
 if TYPE_CHECKING:
     from cliplet.library.library import Library
@@ -32,17 +32,17 @@ service was started with a token, all but /health asks for it: 'Authorization: B
 PROBLEMS = {
     400: "the request cannot be understood",
     401: "the token is missing or wrong",
-    403: "asked by the page of another site",
+    403: "asked by the page of another site, or by another machine without a token",
     404: "no such library, picture or address",
     408: "the body came too slowly",
     409: "the file was changed since it was indexed",
     413: "the body is too large",
-    415: "what was sent is no picture",
+    415: "what was sent is no picture, or one that is made to keep its decoder busy",
     421: "asked by a name that is not this machine's own",
     422: "a value that is not allowed",
-    429: "too many requests; Retry-After says when to come again",
+    429: "too many requests or wrong tokens; Retry-After says when to come again",
     500: "an error of the service; its log tells more",
-    503: "busy; Retry-After says when to come again",
+    503: "busy, for which Retry-After says when to come again, or being stopped",
 }
 
 
@@ -50,7 +50,8 @@ def create_app(libraries: Mapping[str, Library], settings: Settings, address: st
     """The application, for any ASGI server; `serve` runs it with one that also limits slow clients.
 
     `libraries`: by the names that they get in addresses. `address`: where it will listen, in numbers: anywhere but on
-    loopback, `settings.token` has to be set. Raises ConfigError for names that cannot stand in an address.
+    loopback, `settings.token` has to be set. Without a token it answers only to clients of this machine, wherever it
+    is made to listen. Raises ConfigError for names that cannot stand in an address, ValueError without that token.
     """
     access = Access(settings, address)
     metrics = Metrics(lambda: service.sizes())
@@ -59,7 +60,7 @@ def create_app(libraries: Mapping[str, Library], settings: Settings, address: st
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(service.close)
+        await asyncio.to_thread(service.close, THREADS_SECONDS)
 
     responses: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": told} for status, told in PROBLEMS.items()
@@ -75,6 +76,7 @@ def create_app(libraries: Mapping[str, Library], settings: Settings, address: st
         lifespan=running,
         responses=responses,
     )
+    app.state.service = service
     install_handlers(app)
     app.include_router(service_router(service, access, metrics, cache(lambda: _described(app))))
     app.include_router(search_router(service))

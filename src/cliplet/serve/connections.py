@@ -10,18 +10,18 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cliplet.serve.access import ADMITTED
 from cliplet.serve.limits import client_key
 from cliplet.serve.settings import Settings
 
 
 def protocol_for(settings: Settings) -> type[H11Protocol]:
     """uvicorn's protocol with the limits of `settings`; one class for one server, for it counts connections."""
-    clients: Counter[str] = Counter()
 
     class Connection(LimitedConnection):
         pass
 
-    Connection.settings, Connection.clients = settings, clients
+    Connection.settings, Connection.clients, Connection.opened = settings, Counter(), {}
     return Connection
 
 
@@ -30,31 +30,60 @@ class LimitedConnection(H11Protocol):
     reads nothing of its answer; both are timers here."""
 
     settings: Settings
-    clients: Counter[str]
+    clients: Counter[str]  # connections of each
+    opened: dict[LimitedConnection, None]  # the oldest first
 
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        self._counted = ""
+        self._client = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A new connection; one too many is told so and closed."""
+        """A new connection; where there is room for none, it is told so and closed."""
         super().connection_made(transport)
-        self._counted = client_key(self.client[0] if self.client else "")
-        self.clients[self._counted] += 1
-        of_one, most = self.clients[self._counted], self.settings
-        if len(self.connections) > most.max_connections or of_one > most.max_connections_of_one:
+        self._client = client_key(self.client[0] if self.client else "")
+        if not self._make_room():
             transport.write(_busy())
             transport.close()
             return
+        self.opened[self] = None
+        self.clients[self._client] += 1
         self._expect_head()
+
+    def _make_room(self) -> bool:
+        """Whether there is room for one more. The connection is closed for it that is needed least, so that whoever
+        opens many and says nothing, or shows no token, keeps nobody out."""
+        if self.clients[self._client] >= self.settings.max_connections_of_one:
+            others = [one for one in self.opened if one._client == self._client]
+        elif len(self.opened) >= self.settings.max_connections:
+            others = list(self.opened)
+        else:
+            return True
+        least = max(others, key=lambda one: one._needless(), default=None)  # of several, the oldest
+        if least is None or not least._needless()[0]:
+            return False
+        least._forget()
+        least.transport.abort()
+        return True
+
+    def _needless(self) -> tuple[int, int]:
+        """2 for a connection on which nobody has shown yet that he may ask, 1 for one that waits for its next request,
+        0 for one that is needed; and how many its client has."""
+        admitted = self.scope is not None and bool(self.scope.get(ADMITTED))
+        at_work = self.cycle is not None and not self.cycle.response_complete
+        return (2 if not admitted else 0 if at_work else 1), self.clients[self._client]
+
+    def _forget(self) -> None:
+        if self in self.opened:
+            del self.opened[self]
+            self.clients[self._client] -= 1
+            if not self.clients[self._client]:
+                del self.clients[self._client]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        self.clients[self._counted] -= 1
-        if self.clients[self._counted] <= 0:
-            del self.clients[self._counted]
+        self._forget()
         self._stop_head()
         self._stop_write()
         super().connection_lost(exc)

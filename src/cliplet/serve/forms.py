@@ -24,6 +24,18 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
 
+class Asked(Form):
+    """What clients send. More fields than there are get one error, not each its own: of those, a body of a few hundred
+    kilobytes would give so many that everybody else would wait."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > len(cls.model_fields):
+            raise ValueError(f"{len(data):,} fields, where there are {', '.join(cls.model_fields)}")
+        return data
+
+
 def _only(name: str) -> dict[str, Any]:
     """That there is a field, in JSON Schema."""
     return {"required": [name], "properties": {name: {"type": "string"}}}
@@ -36,9 +48,11 @@ class Problem(Form):
     """What went wrong."""
     hint: str
     """What to do about it; may be empty."""
+    about: Literal["where"] | None = None
+    """where: the filter is at fault. Else it is left out."""
 
 
-class SearchTerm(Form):
+class SearchTerm(Asked):
     """One part of a query: exactly one of `text`, `id` and `upload`."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [_only(name) for name in ("text", "id", "upload")]})
@@ -59,7 +73,7 @@ class SearchTerm(Form):
         return self
 
 
-class CaptionsRequest(Form):
+class CaptionsRequest(Asked):
     """A query for captions."""
 
     terms: list[SearchTerm] = Field(min_length=1, max_length=MAX_TERMS)
@@ -70,7 +84,7 @@ class CaptionsRequest(Form):
     """How many of the best are passed over."""
 
 
-class SearchRequest(Form):
+class SearchRequest(Asked):
     """A query for pictures."""
 
     terms: list[SearchTerm] = Field(min_length=1, max_length=MAX_TERMS)
@@ -85,14 +99,14 @@ class SearchRequest(Form):
     """Whether pictures are compared with the query, or their captions."""
 
 
-class SessionRequest(Form):
+class SessionRequest(Asked):
     """A browser that is to be remembered."""
 
     token: Annotated[str, StringConstraints(max_length=500)]
     """The service's token."""
 
 
-class TextsRequest(Form):
+class TextsRequest(Asked):
     """Texts to be turned into vectors."""
 
     texts: list[Text] = Field(min_length=1, max_length=MAX_TEXTS)

@@ -7,15 +7,18 @@ import time
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cliplet.serve.access import SECURITY_HEADERS, Access
-from cliplet.serve.limits import Body, Buckets, client_key
+from cliplet.serve.access import ADMITTED, SECURITY_HEADERS, Access
+from cliplet.serve.limits import Body, Buckets, client_key, most_bytes
 from cliplet.serve.metrics import Metrics
+from cliplet.serve.pools import CLIENT
 from cliplet.serve.refusals import Refused, log, unexpected
-from cliplet.serve.settings import MAX_JSON, Settings
+from cliplet.serve.settings import Settings
 
 UNKNOWN = "other"  # the route of a request that none fits
+LEFT = 499  # what is counted for a client that left before its answer began
 
 
 class Guard:
@@ -32,32 +35,33 @@ class Guard:
             return
         start = time.perf_counter()
         method, headers = scope["method"], Headers(scope=scope)
-        if method == "HEAD":  # the server leaves the content away; the application need not know
-            scope = {**scope, "method": "GET", "head": True}
         client = client_key((scope.get("client") or ("",))[0])
-        body = self._body(headers, receive)
+        CLIENT.set(client)
+        body = self._body(scope["path"], headers, receive)
         seen = _Seen(send, body)
         try:
             self._admit(scope, headers, body, client)
+            if method == "HEAD":  # the server leaves the content away; the application need not know
+                scope = {**scope, "method": "GET", "head": True}
             await self._timed(scope, body, seen)
         except Refused as refused:
             await refused.response()(scope, receive, seen.send)
         except Exception as error:
-            if seen.status:  # half an answer is out, and only the connection's end can tell that there is no more
-                unexpected(error, method, _route(scope))
-                raise
-            await unexpected(error, method, _route(scope))(scope, receive, seen.send)
+            if not isinstance(error, ClientDisconnect):  # which is none of the service's errors
+                answer = unexpected(error, method, _route(scope))
+                if seen.status:  # half an answer is out, and only the connection's end can tell that there is no more
+                    raise
+                await answer(scope, receive, seen.send)
         finally:
-            seconds = time.perf_counter() - start
-            self._metrics.request(method, _route(scope), seen.status or 499, seconds)
+            seconds, status = time.perf_counter() - start, seen.status or LEFT
+            self._metrics.request(method, _route(scope), status, seconds)
             if self._settings.log:  # without the query, which says what people look for
-                log.info("%s %s %s %d %.1f ms", client, method, ascii(scope["path"]), seen.status, 1000 * seconds)
+                log.info("%s %s %s %d %.1f ms", client, method, ascii(scope["path"]), status, 1000 * seconds)
 
-    def _body(self, headers: Headers, receive: Receive) -> Body:
+    def _body(self, path: str, headers: Headers, receive: Receive) -> Body:
         settings = self._settings
-        with_picture = headers.get("content-type", "").lower().startswith("multipart/")
-        most = settings.max_body if with_picture else min(settings.max_body, MAX_JSON)
-        return Body(receive, headers, most, settings.body_seconds, settings.body_rate)
+        most = most_bytes(path, headers.get("content-type", ""), settings)
+        return Body(receive, headers, most, settings.body_seconds, settings.body_rate, settings.body_most_seconds)
 
     def _admit(self, scope: Scope, headers: Headers, body: Body, client: str) -> None:
         """Raises Refused for a request that may not go on."""
@@ -66,26 +70,39 @@ class Guard:
             raise Refused(
                 429, f"more than {self._settings.rate:g} requests a second", headers={"retry-after": str(int(wait) + 1)}
             )
-        self._access.check(scope, headers, client)
+        scope[ADMITTED] = self._access.check(scope, headers, client)
         body.refuse_announced()
 
     async def _timed(self, scope: Scope, body: Body, seen: _Seen) -> None:
-        """Runs the application; raises Refused where its answer does not begin in time. The body's time is its own."""
+        """Runs the application; raises Refused where its answer does not begin in time, for which the body's time does
+        not count, or where the service is being stopped. Nothing is done any more for a client that has left."""
         task = asyncio.current_task()
         assert task is not None
         clock = _Clock(task, self._settings.request_seconds, body, seen)
+        watch = asyncio.create_task(_watch(task, body, seen))
         try:
             await self._app(scope, body.receive, seen.send)
         except asyncio.CancelledError:
-            if not clock.late:
+            if seen.status:
                 raise
             if hasattr(task, "uncancel"):  # from Python 3.11 on, a task counts how often it was cancelled
                 task.uncancel()
+            if body.left:
+                return
+            if clock.late:
+                raise self._too_late() from None
+            body.done = True  # there is no time to let the rest of it come in
             raise Refused(
-                503, f"no answer within {self._settings.request_seconds:g} seconds", headers={"retry-after": "5"}
+                503, "the service is being stopped", "Try again when it runs.", {"connection": "close"}
             ) from None
         finally:
+            watch.cancel()
             clock.stop()
+
+    def _too_late(self) -> Refused:
+        return Refused(
+            503, f"no answer within {self._settings.request_seconds:g} seconds", headers={"retry-after": "5"}
+        )
 
 
 class _Seen:
@@ -100,6 +117,8 @@ class _Seen:
         self.status = 0
 
     async def send(self, message: Message) -> None:
+        if self._body.left and not self.status:
+            return  # nobody hears it, and it is not counted as an answer
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message.get("headers", [])))
             for name, value in SECURITY_HEADERS.items():
@@ -135,6 +154,13 @@ class _Clock:
         else:
             self.late = True
             self._task.cancel()
+
+
+async def _watch(task: asyncio.Task[Any], body: Body, seen: _Seen) -> None:
+    """Cancels a task for whose answer nobody waits any more, before it began."""
+    await body.client_left()
+    if not seen.status:
+        task.cancel()
 
 
 def _route(scope: Scope) -> str:

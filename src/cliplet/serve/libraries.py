@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from cliplet.errors import ClipletError, DataError
+from cliplet.errors import ClipletError, ConfigError, DataError
+from cliplet.library.deadline import SECONDS, within
 from cliplet.library.fit import Combined, Part, combine
 from cliplet.library.library import Library
 from cliplet.library.records import CaptionHit, Hits, Picture
-from cliplet.library.where import COLUMNS, parse
+from cliplet.library.where import COLUMNS, Where, parse
 from cliplet.serve.examples import examples
 from cliplet.serve.forms import Column, LibraryAnswer, ScoresAnswer, SearchTerm, TextScore
-from cliplet.serve.model import Model, Pools
+from cliplet.serve.model import Model
 from cliplet.serve.originals import Originals
-from cliplet.serve.refusals import Refused, log
+from cliplet.serve.pools import CLIENT, Pools
+from cliplet.serve.refusals import FILTER, Refused, log
 from cliplet.serve.settings import Settings
 from cliplet.serve.shown import printable
 from cliplet.serve.thumbnails import Thumbnails, thumbnails_folder
@@ -47,7 +49,8 @@ class Served:
     ):
         """`model_of`: opens the model of a library's vectors. `receiving` counts for all libraries."""
         self.name, self.library = name, library
-        self.thumbnails = Thumbnails(thumbnails_folder(library.store.place), settings.thumbnail_side, pools.slow)
+        folder = thumbnails_folder(library.store.place)
+        self.thumbnails = Thumbnails(folder, settings.thumbnail_side, pools, settings.thumbnail_bytes)
         self._originals = Originals()
         self._pools, self._settings, self._receiving = pools, settings, receiving
         self._model_of = model_of
@@ -60,15 +63,18 @@ class Served:
         self.model = model
 
     async def search(self, terms: Iterable[SearchTerm], k: int, offset: int, where: str, by: Any) -> Hits:
-        """Pictures that fit. Raises as `Library.search`; Refused for an upload that is forgotten."""
+        """Pictures that fit. Raises as `Library.search`; Refused for an upload that is forgotten, and for a filter."""
+        condition = parsed(where)
         combined = await self._combined(terms)
-        return await self._quick(lambda: self.library.search(combined, k, offset=offset, where=where, by=by))
+        return await self._filtered(
+            condition, lambda: self.library.search(combined, k, offset=offset, where=condition or "", by=by)
+        )
 
-    async def search_like(self, upload: Upload, k: int, where: str) -> Hits:
+    async def search_like(self, upload: Upload, k: int, condition: Where | None) -> Hits:
         """Pictures that are like one that was sent just now."""
         self._refuse_other(self.model)
         combined = combine([Part(1.0, True, upload.vector_D)], self.library.store.calibration)
-        return await self._quick(lambda: self.library.search(combined, k, where=where))
+        return await self._filtered(condition, lambda: self.library.search(combined, k, where=condition or ""))
 
     async def captions(self, terms: Iterable[SearchTerm], k: int, offset: int) -> list[CaptionHit]:
         """Captions that fit, likewise."""
@@ -77,17 +83,23 @@ class Served:
 
     async def newest(self, k: int, offset: int, where: str) -> tuple[list[Picture], int]:
         """Pictures, the newest first, and how many there are."""
+        condition = parsed(where)
 
         def found() -> tuple[list[Picture], int]:
-            pictures = self.library.newest(k, offset=offset, where=where)
-            return pictures, self.library.store.count(parse(where)) if where.strip() else len(self.library)
+            pictures = self.library.newest(k, offset=offset, where=condition or "")
+            return pictures, self.library.store.count(condition) if condition else len(self.library)
 
-        return await self._quick(found)
+        return await self._filtered(condition, found)
 
     async def picture(self, id: str) -> Picture:
         """Raises Refused where there is none."""
         number = self._number(id)
         return await self._quick(lambda: self._there(lambda: self.library.picture(number)))
+
+    async def content(self, id: str) -> str:
+        """The hash of what a picture's file holds. Raises Refused where there is none."""
+        number = self._number(id)
+        return await self._quick(lambda: self._there(lambda: self.library.thumbnail_key(number)))
 
     async def file(self, id: str) -> tuple[Picture, str]:
         """A picture, and the hash of what its file holds."""
@@ -98,7 +110,11 @@ class Served:
 
     async def original(self, picture: Picture, content: str) -> BinaryIO:
         """The open file. Raises Refused; see `Originals.open`."""
-        return await asyncio.to_thread(self._originals.open, picture, content)
+        return await self._pools.files.run(lambda: self._originals.open(picture, content))
+
+    async def read(self, stream: BinaryIO, size: int) -> bytes:
+        """So many bytes of an open file."""
+        return await self._pools.files.run(lambda: stream.read(size))
 
     async def scores(self, id: str, texts: list[str]) -> ScoresAnswer:
         """How well texts fit a picture, and its own captions."""
@@ -120,12 +136,12 @@ class Served:
 
     async def receive(self, request: Request) -> Upload:
         """The picture that comes with a request, as a vector. Raises Refused, ImageError."""
-        with self._receiving.one():
+        with self._receiving.one(CLIENT.get()):
             return await self.model.picture(await sent_picture(request))
 
     async def described(self) -> LibraryAnswer:
         """What a client has to know to begin."""
-        return await self._quick(self._described)
+        return await self._quick(self._described, self._settings.request_seconds)
 
     async def _combined(self, terms: Iterable[SearchTerm]) -> Combined:
         """A query as a vector."""
@@ -146,14 +162,28 @@ class Served:
         self._refuse_other(model)
         return combine([part for part in parts if part.weight], self.library.store.calibration)
 
-    async def _quick(self, work: Callable[[], T]) -> T:
-        """Runs `work` in a thread, on what the library holds by now."""
+    async def _filtered(self, condition: Where | None, work: Callable[[], T]) -> T:
+        """As `_quick`; what goes wrong with a filter is said to be about it."""
+        try:
+            return await self._quick(work)
+        except ConfigError as error:
+            raise Refused(422, error.message, error.hint, about=FILTER if condition else "") from None
+
+    async def _quick(self, work: Callable[[], T], seconds: float = SECONDS) -> T:
+        """Runs `work` in a thread, on what the library holds by now, for so many seconds at most, and no longer than
+        anybody waits for it."""
+        given_up = threading.Event()
 
         def run() -> T:
             self._refresh()
-            return work()
+            with within(seconds, given_up.is_set):
+                return work()
 
-        return await asyncio.get_running_loop().run_in_executor(self._pools.quick, run)
+        try:
+            return await self._pools.quick.run(run)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
 
     def _refresh(self) -> None:
         """Sees what others have written, now and then; whoever comes meanwhile does not wait."""
@@ -207,6 +237,14 @@ class Served:
             return work()
         except DataError as error:
             raise Refused(404, error.message, error.hint) from None
+
+
+def parsed(where: str) -> Where | None:
+    """A filter, None for an empty one. Raises Refused, which says that it is about it."""
+    try:
+        return parse(where) if where.strip() else None
+    except ConfigError as error:
+        raise Refused(422, error.message, error.hint, about=FILTER) from None
 
 
 def _empty() -> Refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,7 +14,10 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
 from cliplet.serve.refusals import Refused
+from cliplet.serve.settings import MAX_JSON, MAX_JSON_SESSION, MAX_JSON_TEXTS, Settings
 
+SESSION_PATH, TEXTS_END = "/api/session", "/embed/text"
+PICTURE_ENDS = ("/uploads", "/search/picture", "/embed/image")
 DRAIN_SECONDS, DRAIN_BYTES = 2.0, 64 * 2**20
 CLIENTS = 4096  # that are remembered; of more, those that asked longest ago are taken for new ones
 
@@ -57,20 +61,58 @@ def client_key(address: str) -> str:
     return str(parsed)
 
 
+def most_bytes(path: str, kind: str, settings: Settings) -> int:
+    """How large the body of a request may be: as large as what is asked for there needs. `kind`: its content type."""
+    if path == SESSION_PATH:
+        most = MAX_JSON_SESSION
+    elif path.endswith(PICTURE_ENDS) and kind.lower().startswith("multipart/"):
+        most = settings.max_body
+    else:
+        most = MAX_JSON_TEXTS if path.endswith(TEXTS_END) else MAX_JSON
+    return min(settings.max_body, most)
+
+
 class Body:
     """A request's body as it comes in: no larger than `most` bytes, and no slower than allowed.
 
-    It has `seconds`, and a second more for each `rate` bytes that have come, whatever its headers promise.
+    It has `seconds`, and a second more for each `rate` bytes that have come, whatever its headers promise, but never
+    more than `most_seconds`.
     """
 
-    def __init__(self, receive: Receive, headers: Headers, most: int, seconds: float, rate: int):
+    def __init__(
+        self,
+        receive: Receive,
+        headers: Headers,
+        most: int,
+        seconds: float,
+        rate: int,
+        most_seconds: float = math.inf,
+    ):
         self._receive, self._most, self._seconds, self._rate = receive, most, seconds, rate
+        self._most_seconds = most_seconds
         self._announced = headers.get("content-length", "")
         self._start: float | None = None
         self._asked: float | None = None  # when the part was asked for that is being waited for
         self._waited = 0.0
         self._got = 0
-        self.done = self._announced in ("", "0") and "transfer-encoding" not in headers
+        self._end_told = False
+        self._whole, self._gone = asyncio.Event(), asyncio.Event()
+        self.done = False
+        self.left = False  # whether the client has gone
+        if self._announced in ("", "0") and "transfer-encoding" not in headers:
+            self._end()
+
+    async def client_left(self) -> None:
+        """Ends when the client has left, once its body is whole; who waits for it is alone to do so."""
+        await self._whole.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        self._gone.set()
+
+    def _end(self) -> None:
+        self.done = True
+        self._whole.set()
 
     def refuse_announced(self) -> None:
         """Raises Refused where the headers say already that it is too large."""
@@ -82,12 +124,16 @@ class Body:
         return self._waited + (time.monotonic() - self._asked if self._asked is not None else 0.0)
 
     async def receive(self) -> Message:
-        """The next part. Raises Refused with 413 or 408."""
-        if self.done:  # what comes now is the client's leaving, for which there is no time
-            return await self._receive()
+        """The next part; after the last one, the client's leaving. Raises Refused with 413 or 408."""
+        if self.done:
+            if self._end_told:
+                await self._gone.wait()
+                return {"type": "http.disconnect"}
+            self._end_told = True
+            return {"type": "http.request", "body": b"", "more_body": False}
         now = time.monotonic()
         self._start = now if self._start is None else self._start
-        left = self._start + self._seconds + self._got / self._rate - now
+        left = self._start + min(self._seconds + self._got / self._rate, self._most_seconds) - now
         self._asked = now
         try:
             message = await asyncio.wait_for(self._receive(), left)
@@ -96,12 +142,15 @@ class Body:
         finally:
             self._waited, self._asked = self.waited(), None
         if message["type"] != "http.request":
-            self.done = True
+            self.left = self.done = self._end_told = True
+            self._gone.set()
             return message
         self._got += len(message.get("body", b""))
         if self._got > self._most:
             raise self._too_large()
-        self.done = not message.get("more_body", False)
+        if not message.get("more_body", False):
+            self._end_told = True
+            self._end()
         return message
 
     async def drain(self) -> None:

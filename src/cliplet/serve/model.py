@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +12,7 @@ from starlette.exceptions import HTTPException
 from cliplet.errors import ImageError
 from cliplet.serve.batching import Batcher, Remembered
 from cliplet.serve.metrics import Metrics
+from cliplet.serve.pools import Pools
 from cliplet.serve.settings import Settings
 from cliplet.serve.uploads import SENT, Upload, upright_size
 
@@ -22,14 +21,6 @@ if TYPE_CHECKING:
     from cliplet.runtime.encoder import Encoder
 
 PICTURES_AT_ONCE = 4  # for which there is memory, whatever their size
-
-
-@dataclasses.dataclass(frozen=True)
-class Pools:
-    """Threads for what takes time. Searches and short texts have their own, so that they wait for no picture."""
-
-    quick: Executor
-    slow: Executor
 
 
 class Model:
@@ -56,11 +47,11 @@ class Model:
         return vector_D
 
     async def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, D), of many texts, which let queries pass."""
-        loop, parts = asyncio.get_running_loop(), []
+        """(N, D), of many texts, which let queries pass, and end when nobody waits for them any more."""
+        parts = []
         for start in range(0, len(texts), self._at_once):
             span = list(texts[start : start + self._at_once])
-            parts.append(np.stack(await loop.run_in_executor(self._pools.slow, self._encode_texts, span)))
+            parts.append(np.stack(await self._pools.slow.run(partial(self._encode_texts, span))))
         return np.concatenate(parts)
 
     async def picture(self, data: bytes) -> Upload:

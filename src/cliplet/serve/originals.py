@@ -10,7 +10,7 @@ import re
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -132,9 +132,16 @@ def file_headers(picture: Picture, tag: str) -> dict[str, str]:
 class FileAnswer(Response):
     """An open file, or the part of it that is asked for. It closes the file."""
 
-    def __init__(self, stream: BinaryIO, size: int, headers: Mapping[str, str]):
+    def __init__(
+        self,
+        stream: BinaryIO,
+        size: int,
+        headers: Mapping[str, str],
+        read: Callable[[BinaryIO, int], Awaitable[bytes]] | None = None,
+    ):
+        """`read`: reads so many bytes of the file in a thread; by itself one of the event loop's own."""
         super().__init__(None, 200, dict(headers))
-        self._stream, self._size = stream, size
+        self._stream, self._size, self._read = stream, size, read or _read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it, part by part, as fast as the client reads; no thread waits for the client."""
@@ -145,7 +152,7 @@ class FileAnswer(Response):
             left = 0 if scope.get("head") else end - start
             self._stream.seek(start)
             while left and not gone.done():
-                data = await asyncio.to_thread(self._stream.read, min(PART, left))
+                data = await self._read(self._stream, min(PART, left))
                 if not data:
                     raise OSError("a file became shorter while it was sent")
                 left -= len(data)
@@ -176,6 +183,10 @@ class FileAnswer(Response):
                 self.headers["content-range"] = f"bytes {start}-{end - 1}/{self._size}"
         self.headers["content-length"] = str(end - start)
         return start, end
+
+
+async def _read(stream: BinaryIO, size: int) -> bytes:
+    return await asyncio.to_thread(stream.read, size)
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -17,7 +17,7 @@ from cliplet.serve.forms import (
     ScoresAnswer,
     Sentence,
 )
-from cliplet.serve.originals import FileAnswer, file_headers, unchanged_or
+from cliplet.serve.originals import FileAnswer, file_headers, same_tag
 from cliplet.serve.service import Service
 from cliplet.serve.shown import picture_answer
 
@@ -25,7 +25,8 @@ SEVERAL = "A text; may stand several times."
 Responses = dict[int | str, dict[str, Any]]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 THUMBNAIL: Responses = {
-    200: {"content": {"image/webp": BINARY, "image/jpeg": BINARY}, "description": "A small picture."}
+    200: {"content": {"image/webp": BINARY, "image/jpeg": BINARY}, "description": "A small picture."},
+    304: {"description": "The client has it."},
 }
 ORIGINAL: Responses = {
     200: {"content": {"image/*": BINARY}, "description": "The file."},
@@ -66,16 +67,16 @@ def picture_router(service: Service) -> APIRouter:
 
     @router.get("/{id}/thumbnail", response_class=Response, responses=THUMBNAIL)
     async def thumbnail(library: str, id: str, request: Request) -> Response:
-        """A small picture, WebP or JPEG."""
+        """A small picture, WebP or JPEG. A client that has it sends its ETag, and gets it no second time."""
         served = service.library(library)
+        headers = {"cache-control": "private, no-cache"}  # the address says nothing of what the file holds
+        if "if-none-match" in request.headers:
+            tag = served.thumbnails.tag(await served.content(id))
+            if same_tag(request.headers, tag):
+                return Response(None, 304, {**headers, "etag": tag})
         shown, content = await served.file(id)
         data, kind = await served.thumbnails.get(shown, content)
-        headers = {
-            "content-type": kind,
-            "cache-control": "private, max-age=600, stale-while-revalidate=86400",
-            "etag": f'"{content}"',
-        }
-        return unchanged_or(request.headers, data, headers)
+        return Response(data, 200, {**headers, "content-type": kind, "etag": served.thumbnails.tag(content)})
 
     @router.get("/{id}/original", response_class=Response, responses=ORIGINAL)
     async def original(library: str, id: str) -> Response:
@@ -83,6 +84,6 @@ def picture_router(service: Service) -> APIRouter:
         served = service.library(library)
         shown, content = await served.file(id)
         stream = await served.original(shown, content)
-        return FileAnswer(stream, shown.bytes, file_headers(shown, content))
+        return FileAnswer(stream, shown.bytes, file_headers(shown, content), served.read)
 
     return router

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
@@ -25,25 +26,55 @@ WORDS = {
     413: "the request is too large",
 }
 SHOWN = 200  # letters of what a client sent that are sent back to it
+FILTER = "where"  # the field whose errors say that they are about it
+MAX_STRINGS = 1000  # in a body of JSON, names of fields with them; 256 texts to embed are the most of use
+MAX_PARTS = 200_000  # in it, of lists and objects, told by brackets and commas, of which texts may hold many too
 LISTED = 5  # problems of a request that are named
 
 
 class Refused(HTTPException):
-    """A request that gets no answer. `headers` go with the refusal."""
+    """A request that gets no answer. `headers` go with the refusal; `about` is the field that is at fault."""
 
-    def __init__(self, status: int, message: str, hint: str = "", headers: Mapping[str, str] | None = None):
+    def __init__(
+        self, status: int, message: str, hint: str = "", headers: Mapping[str, str] | None = None, about: str = ""
+    ):
         super().__init__(status, message, dict(headers or {}))
-        self.hint = hint
+        self.hint, self.about = hint, about
 
     def response(self) -> Response:
         """As it goes to the client."""
-        return problem(self.status_code, self.detail, self.hint, self.headers)
+        return problem(self.status_code, self.detail, self.hint, self.headers, self.about)
 
 
-def problem(status: int, message: str, hint: str = "", headers: Mapping[str, str] | None = None) -> Response:
+def problem(
+    status: int, message: str, hint: str = "", headers: Mapping[str, str] | None = None, about: str = ""
+) -> Response:
     """The answer of a request that went wrong."""
-    content = json.dumps({"error": message, "hint": hint}, ensure_ascii=False).encode("utf-8", "replace")
+    told = {"error": message, "hint": hint, **({"about": about} if about else {})}
+    content = json.dumps(told, ensure_ascii=False).encode("utf-8", "replace")
     return Response(content, status, {"cache-control": "no-store", **(headers or {})}, media_type="application/json")
+
+
+class CountingRoute(APIRoute):
+    """A route that takes JSON of as many parts as there can be, and counts them before anybody reads it: of hundreds
+    of thousands of fields, each an object and an error, all other clients would feel the time."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As every route's."""
+        handler = super().get_route_handler()
+        if self.body_field is None:
+            return handler
+
+        async def counted(request: Request) -> Response:
+            body = await request.body()
+            strings = body.count(b'"') - body.count(b'\\"')  # quotes of strings, not within them
+            if strings > 2 * MAX_STRINGS or sum(map(body.count, (b"[", b"{", b","))) > MAX_PARTS:
+                raise Refused(
+                    422, f"the body has more than {MAX_STRINGS:,} texts and names of fields, or far more parts"
+                )
+            return await handler(request)
+
+        return counted
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -73,7 +104,9 @@ async def _user_error(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return problem(422, readable(error.errors()))
+    errors = error.errors()
+    at_filter = all(one["loc"][1:] == (FILTER,) for one in errors)
+    return problem(422, readable(errors), about=FILTER if at_filter else "")
 
 
 async def _http(request: Request, error: Exception) -> Response:

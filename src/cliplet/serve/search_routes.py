@@ -23,6 +23,8 @@ from cliplet.serve.forms import (
     UploadAnswer,
     Vectors,
 )
+from cliplet.serve.libraries import parsed
+from cliplet.serve.refusals import CountingRoute
 from cliplet.serve.service import Service
 from cliplet.serve.shown import caption_answer, hit_answer
 from cliplet.serve.uploads import PICTURE_BODY
@@ -30,7 +32,7 @@ from cliplet.serve.uploads import PICTURE_BODY
 
 def search_router(service: Service) -> APIRouter:
     """The routes."""
-    router = APIRouter(prefix="/api/{library}")
+    router = APIRouter(prefix="/api/{library}", route_class=CountingRoute)
 
     @router.get("/search")
     async def search(
@@ -60,7 +62,8 @@ def search_router(service: Service) -> APIRouter:
     ) -> Answer:
         """Pictures that are like the one that is sent."""
         start, served = time.perf_counter(), service.library(library)
-        return _answer(await served.search_like(await served.receive(request), k, where), start)
+        condition = parsed(where)  # before anything is received
+        return _answer(await served.search_like(await served.receive(request), k, condition), start)
 
     @router.post("/uploads", openapi_extra=PICTURE_BODY)
     async def upload(library: str, request: Request) -> UploadAnswer:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import uvicorn
@@ -22,10 +22,21 @@ from cliplet.serve.access import new_token
 from cliplet.serve.app import create_app
 from cliplet.serve.connections import protocol_for
 from cliplet.serve.refusals import log
-from cliplet.serve.settings import MAX_HEAD, Settings, is_loopback
+from cliplet.serve.settings import MAX_HEAD, THREADS_SECONDS, Settings, is_loopback
 
 if TYPE_CHECKING:
     from cliplet.library.library import Library
+
+
+class Ended(NamedTuple):
+    """How a service ended."""
+
+    interrupted: bool  # by SIGINT
+    still_runs: tuple[str, ...]  # the kinds of threads, as `Pools` names them, that could not be waited for
+
+
+LAST_SECONDS = THREADS_SECONDS + 0.4  # of stopping, when no more requests are waited for; uvicorn looks now and then
+WORK = {"quick": "a search", "files": "the reading of a file", "slow": "the decoding of a picture, or many texts"}
 
 
 def serve(
@@ -39,6 +50,17 @@ def serve(
     `libraries`: by the names that they get in addresses. `say` hears what is served and where; `ready` the address,
     with the token in it, once the service can be asked. Raises ConfigError where it cannot listen.
     """
+    if run(libraries, settings, say, ready).interrupted:
+        raise KeyboardInterrupt
+
+
+def run(
+    libraries: Mapping[str, Library],
+    settings: Settings,
+    say: Callable[[str], None] = print,
+    ready: Callable[[str], None] = lambda address: None,
+) -> Ended:
+    """As `serve`, and says how it ended: Python itself would wait for threads without a bound."""
     listening = listen(settings.host, settings.port)
     with listening:
         host, port = listening.getsockname()[:2]
@@ -49,8 +71,10 @@ def serve(
         server = Server(server_config(app, settings))
         server.when_started = lambda: _announce(libraries, settings, host, port, say, ready)
         server.run([listening])
-    if server.interrupted:
-        raise KeyboardInterrupt
+    still_runs = app.state.service.close(0.0)
+    if still_runs:
+        log.warning("stopped while something still ran: %s", ", ".join(WORK[name] for name in still_runs))
+    return Ended(server.interrupted, still_runs)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -80,7 +104,11 @@ def listen(host: str, port: int) -> socket.socket:
 def page_address(host: str, port: int, token: str) -> str:
     """Where the page is. The token stands behind a #, which browsers keep to themselves."""
     name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/" + (f"#token={quote(token, safe='')}" if token else "")
+    return f"http://{name}:{port}/{_fragment(token)}"
+
+
+def _fragment(token: str) -> str:
+    return f"#token={quote(token, safe='')}" if token else ""
 
 
 def server_config(app: Any, settings: Settings) -> uvicorn.Config:
@@ -96,7 +124,7 @@ def server_config(app: Any, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,  # else any client on this machine could call itself another
         timeout_keep_alive=int(settings.idle_seconds),
-        timeout_graceful_shutdown=int(settings.stop_seconds),
+        timeout_graceful_shutdown=max(0.0, settings.stop_seconds - LAST_SECONDS),  # type: ignore[arg-type]  # parts are taken
         h11_max_incomplete_event_size=MAX_HEAD,
     )
 
@@ -147,6 +175,8 @@ def _announce(
         say(f"{name}: {len(library):,} pictures")
     reached = socket.gethostname() if host in ("0.0.0.0", "::") else host
     address = page_address(reached, port, settings.token)
+    for name in settings.names:
+        say(f"behind a proxy: https://{name}/{_fragment(settings.token)}")
     say(f"ready at {address}")
     ready(address)
 

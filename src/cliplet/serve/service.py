@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakValueDictionary
 
 from cliplet.errors import ConfigError, DataError, nearest
@@ -14,13 +14,15 @@ from cliplet.library.store import CREATE_HINT
 from cliplet.runtime.cores import cores
 from cliplet.serve.libraries import Served
 from cliplet.serve.metrics import Metrics
-from cliplet.serve.model import Model, Pools
+from cliplet.serve.model import Model
+from cliplet.serve.pools import Pool, Pools
 from cliplet.serve.refusals import Refused
 from cliplet.serve.settings import Settings
 from cliplet.serve.uploads import Receiving
 
 NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,100}")
 MOST_SLOW = 4  # threads that decode pictures: each may need a gigabyte
+READING = 4  # threads that wait for the disk
 
 
 class Service:
@@ -33,9 +35,13 @@ class Service:
         """
         for name in libraries:
             refuse_bad_name(name)
+        slow = max(1, min(MOST_SLOW, cores() - 1))
         self._pools = Pools(
-            ThreadPoolExecutor(settings.workers, thread_name_prefix="quick"),
-            ThreadPoolExecutor(max(1, min(MOST_SLOW, cores() - 1)), thread_name_prefix="slow"),
+            # One more than a client gets, so that no searches of one client keep all others from theirs.
+            quick=Pool("quick", settings.workers + 1, settings.workers),
+            # Here there is no memory for one more; but whoever asks gets the next thread that is free.
+            slow=Pool("slow", slow, slow),
+            files=Pool("files", READING, READING - 1),
         )
         self._settings, self._metrics = settings, metrics
         self._models: WeakValueDictionary[object, Model] = WeakValueDictionary()
@@ -73,10 +79,15 @@ class Service:
         """How many pictures each holds."""
         return {name: len(served.library) for name, served in self._served.items()}
 
-    def close(self) -> None:
-        """Ends the threads; what waits for them is not begun, and what runs is waited for."""
-        for pool in (self._pools.quick, self._pools.slow):
-            pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float) -> tuple[str, ...]:
+        """Begins nothing more, and waits for what runs, no longer than so many seconds: a decoder cannot be stopped.
+
+        Which kinds of threads still run after it, as `Pools` names them; "quick" and "files" may be at the libraries.
+        """
+        pools, end = (self._pools.quick, self._pools.files, self._pools.slow), time.monotonic() + seconds
+        for pool in pools:
+            pool.end()
+        return tuple(pool.name for pool in pools if not pool.wait(end))
 
 
 def refuse_bad_name(name: str) -> None:

@@ -15,6 +15,7 @@ from cliplet.serve.forms import Health, LibraryAnswer, SessionAnswer, SessionReq
 from cliplet.serve.limits import client_key
 from cliplet.serve.metrics import CONTENT_TYPE, Metrics
 from cliplet.serve.pages import docs_page
+from cliplet.serve.refusals import CountingRoute
 from cliplet.serve.service import Service
 
 
@@ -22,7 +23,7 @@ def service_router(
     service: Service, access: Access, metrics: Metrics, described: Callable[[], dict[str, Any]]
 ) -> APIRouter:
     """The routes. `described`: the interface in OpenAPI."""
-    router = APIRouter()
+    router = APIRouter(route_class=CountingRoute)
     as_json = cache(lambda: json.dumps(described()))
 
     @router.get("/api/libraries")

@@ -3,60 +3,107 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import hashlib
 import io
 import os
+import re
 import tempfile
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cliplet.files import cache_folder
 from cliplet.library.records import Picture
+from cliplet.serve.bombs import refuse_bomb
 from cliplet.serve.originals import read_original, writable_folder
+from cliplet.serve.pools import Pools
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 QUALITY = 80
+BETWEEN_LOOKS = 500  # thumbnails that are made between two looks at how many bytes they have
+PART_FOLDER = re.compile(r"[0-9a-f]{2}")
+NAME = re.compile(r"[0-9a-f]+-\d+|\..*")  # a thumbnail, or one that was never finished
 FORMATS = {b"RIFF": "image/webp", b"\xff\xd8\xff\xe0": "image/jpeg"}  # by their first four bytes
 
 
 class Thumbnails:
     """The thumbnails of one library, in a folder: names are hashes of contents, so nothing is ever outdated."""
 
-    def __init__(self, folder: Path | None, side: int, pool: Executor):
-        """`folder`: where they are kept; None is nowhere. `side`: pixels of the longer side. They are made in threads
-        of `pool`."""
-        self._folder, self._side, self._pool = folder, side, pool
-        self._making: dict[str, asyncio.Task[bytes]] = {}
+    def __init__(self, folder: Path | None, side: int, pools: Pools, most_bytes: int):
+        """`folder`: where they are kept; None is nowhere. `side`: pixels of the longer side. `most_bytes`: of all that
+        are kept, about; then the oldest go."""
+        self._folder, self._side, self._pools, self._most_bytes = folder, side, pools, most_bytes
+        self._making: dict[str, _Making] = {}
+        self._until_look = 0  # thumbnails that are made before the next look at how many bytes there are
+        self._looking: asyncio.Task[None] | None = None
+
+    def tag(self, content: str) -> str:
+        """What names a thumbnail, as HTTP's ETag. `content`: the hash of what the picture's file holds."""
+        return f'"{content}-{self._side}"'
 
     async def get(self, picture: Picture, content: str) -> tuple[bytes, str]:
         """A thumbnail and its type. `content`: the hash of what the file holds.
 
         Raises Refused where there is none yet and the file is not what it was, ImageError where it cannot be read.
         """
-        data = await asyncio.to_thread(self._kept, content)
+        data = await self._pools.files.run(lambda: self._kept(content))
         if data is None:
-            if content not in self._making:  # whoever else asks for the same one waits for it
-                task = self._making[content] = asyncio.create_task(self._make(picture, content))
-                # Should nobody be left to hear it, an error is none that has to be told.
-                task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            data = await asyncio.shield(self._making[content])
+            data = await self._made_for(picture, content)
         return data, FORMATS.get(data[:4], "image/jpeg")
+
+    async def _made_for(self, picture: Picture, content: str) -> bytes:
+        """Whoever else asks for the same one waits for it; what nobody waits for any more is not begun."""
+        making = self._making.get(content)
+        if making is None:
+            making = self._making[content] = _Making(asyncio.create_task(self._make(picture, content)))
+            # Should nobody be left to hear it, an error is none that has to be told.
+            making.task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        making.waiting += 1
+        try:
+            return await asyncio.shield(making.task)
+        finally:
+            making.waiting -= 1
+            if not making.waiting and not making.task.done():
+                self._making.pop(content, None)
+                making.task.cancel()
 
     async def _make(self, picture: Picture, content: str) -> bytes:
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, self._made, picture, content)
+            data = await self._pools.slow.run(lambda: self._made(picture, content))
         finally:
-            del self._making[content]
+            making = self._making.get(content)
+            if making is not None and making.task is asyncio.current_task():
+                del self._making[content]
+        self._look()
+        return data
 
     def _made(self, picture: Picture, content: str) -> bytes:
-        data = encoded(thumbnail(read_original(picture, content), picture, self._side))
+        original = read_original(picture, content)
+        refuse_bomb(original, picture.name)
+        data = encoded(thumbnail(original, picture, self._side))
         if self._folder is not None:
             _keep(self._file(content), data)
         return data
+
+    def _look(self) -> None:
+        """Now and then, and while nobody waits for it, lets go of what was made first."""
+        self._until_look -= 1
+        if self._folder is None or self._until_look > 0 or self._looking is not None:
+            return
+        self._until_look = BETWEEN_LOOKS
+        folder = self._folder
+
+        async def shrink() -> None:
+            try:
+                await self._pools.files.run(lambda: shrink_folder(folder, self._most_bytes))
+            finally:
+                self._looking = None
+
+        self._looking = asyncio.create_task(shrink())
+        self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _kept(self, content: str) -> bytes | None:
         if self._folder is None:
@@ -70,6 +117,46 @@ class Thumbnails:
     def _file(self, content: str) -> Path:
         assert self._folder is not None
         return self._folder / content[:2] / f"{content}-{self._side}"
+
+
+@dataclasses.dataclass
+class _Making:
+    """A thumbnail that is being made, and how many wait for it."""
+
+    task: asyncio.Task[bytes]
+    waiting: int = 0
+
+
+def shrink_folder(folder: Path, most_bytes: int) -> None:
+    """Deletes the thumbnails that were made first where all together have more than so many bytes, until a tenth is
+    free again. What is no thumbnail stays."""
+    kept: list[tuple[float, int, str]] = []
+    for below in _entries(folder):
+        if not PART_FOLDER.fullmatch(below.name) or not below.is_dir(follow_symlinks=False):
+            continue
+        for file in _entries(below.path):
+            if NAME.fullmatch(file.name):
+                with contextlib.suppress(OSError):
+                    found = file.stat(follow_symlinks=False)
+                    kept.append((found.st_mtime, found.st_size, file.path))
+    size = sum(one[1] for one in kept)
+    if size <= most_bytes:
+        return
+    kept.sort()
+    for _, bytes_of_one, file_path in kept:
+        if size <= 0.9 * most_bytes:
+            break
+        with contextlib.suppress(OSError):
+            Path(file_path).unlink()
+            size -= bytes_of_one
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError:
+        return []
 
 
 def thumbnails_folder(place: str) -> Path | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from cliplet.errors import ImageError
+from cliplet.serve.bombs import refuse_bomb
 from cliplet.serve.refusals import Refused
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "HEIF")
 TAKEN = f"These are: {', '.join(FORMATS)}."
 SIDEWAYS = (5, 6, 7, 8)  # orientations by which width and height change places
-AT_ONCE = 32  # pictures that may be on their way at one time
+AT_ONCE, AT_ONCE_OF_ONE = 32, 8  # pictures that may be on their way at one time: of all clients, and of one
 SENT = "the picture that was sent"
 PICTURE_BODY = {
     # What stands in the description of the interface; the field's name does not matter.
@@ -76,19 +77,23 @@ class Uploads:
 class Receiving:
     """How many pictures are on their way: their bytes lie in memory and on the disk until they are read."""
 
-    def __init__(self, most: int = AT_ONCE):
-        self._left = most
+    def __init__(self, most: int = AT_ONCE, of_one: int = AT_ONCE_OF_ONE):
+        """`of_one`: of one client, so that one whose pictures trickle in does not keep others from sending theirs."""
+        self._most, self._of_one = most, of_one
+        self._coming: Counter[str] = Counter()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """One more while the block runs. Raises Refused where there are too many."""
-        if not self._left:
+    def one(self, client: str) -> Iterator[None]:
+        """One more of a client while the block runs. Raises Refused where there are too many."""
+        if self._coming[client] >= self._of_one or self._coming.total() >= self._most:
             raise Refused(503, "too many pictures are being sent at once", headers={"retry-after": "2"})
-        self._left -= 1
+        self._coming[client] += 1
         try:
             yield
         finally:
-            self._left += 1
+            self._coming[client] -= 1
+            if not self._coming[client]:
+                del self._coming[client]
 
 
 async def sent_picture(request: Request) -> bytes:
@@ -110,8 +115,9 @@ async def sent_picture(request: Request) -> bytes:
 def upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     """Width and height of a picture by its first bytes, before any memory is taken for pixels.
 
-    Raises ImageError for what is no picture, and Refused for one of more than `max_pixels`.
+    Raises ImageError for what is no picture or made to be slow, and Refused for one of more than `max_pixels`.
     """
+    refuse_bomb(data, SENT)
     canvas = _webp_canvas(data)
     if canvas:  # of which Pillow makes its pixels as soon as it opens it
         _refuse_large(*canvas, max_pixels)

@@ -99,6 +99,24 @@ def paste(page, data, kind="image/png"):
     )
 
 
+def open_first(page, place=0):
+    """Opens a picture of the grid and waits for all that is told of it; its name."""
+    name = names(page)[place]
+    page.locator("#grid .shot").nth(place).click()
+    page.wait_for_selector("#viewer[open]")
+    wait_for_name(page, name)
+    return name
+
+
+def wait_for_name(page, name):
+    page.wait_for_function(
+        """name => document.querySelector('#viewer-name').textContent === name
+          && document.querySelector('#viewer-facts dl')
+          && document.querySelector('#stage').classList.contains('whole')""",
+        arg=name,
+    )
+
+
 def in_sight(page, selector):
     """Whether the first element of that kind lies within the window."""
     return page.eval_on_selector(

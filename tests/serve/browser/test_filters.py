@@ -168,6 +168,33 @@ def test_captions_are_searched_where_one_asks_for_it(panel):
     assert "by=captions" in panel.url
 
 
+def test_searching_by_captions_is_told_and_taken_away_like_a_filter(open_page):
+    page = open_page("/?q=disc+number+42&by=captions")
+    before = names(page)
+    assert page.text_content("#pills button") == "by captions"
+    assert page.text_content("#filters-count") == "1"
+    page.click("#pills button")
+    wait_for_other(page, before)
+    assert "by=" not in page.url
+    assert page.input_value("#by") == "" and page.locator("#pills button").count() == 0
+    assert focused(page) == "filters-button"
+
+
+def test_an_error_of_the_query_is_not_blamed_on_the_filter(open_page):
+    open_page.expected.add(422)
+    page = open_page("/?from=2012")
+    page.fill("#q", "disc - disc")
+    page.wait_for_selector("#trouble:not([hidden])")
+    assert page.text_content("#trouble p").startswith("The terms of the query cancel each other.")
+    assert page.is_hidden("#trouble button"), "the same would only happen again"
+    assert page.is_hidden("#filters") and page.text_content("#where-wrong") == ""
+    told = {"error": "there is no column widht", "hint": "", "about": "where"}
+    page.route("**/search?*", lambda route: route.fulfill(status=422, json=told))
+    page.fill("#q", "disc")
+    page.wait_for_selector("#where-wrong:not(:empty)")
+    assert page.is_hidden("#trouble")
+
+
 def test_what_a_library_has_no_captions_for_is_not_offered(open_page):
     page = open_page(ready=False)
     page.route("**/api/libraries", lambda route: route.fulfill(json=[without(one) for one in route.fetch().json()]))

@@ -154,6 +154,19 @@ def test_on_a_phone_nothing_is_wider_than_the_window(open_page):
         assert page.evaluate(width) == 360
 
 
+def test_on_a_phone_a_long_name_is_one_line_that_is_cut(open_page):
+    page = open_page("/?library=few&view=pictures&q=disc", **{**PHONE, "width": 390})
+    page.wait_for_selector(".judged li")
+    name = "<img src=x onerror=window.hacked=1>.png"
+    line = page.locator(".judged .what > p:first-child", has_text="onerror")
+    assert line.text_content() == name and line.get_attribute("title") == name
+    lines, cut = line.evaluate(
+        "e => [e.clientHeight / parseFloat(getComputedStyle(e).lineHeight), e.scrollWidth > e.clientWidth]"
+    )
+    assert round(lines) == 1 and cut
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def test_on_a_phone_everything_is_done_by_touch(open_page):
     page = open_page(**PHONE)
     before = names(page)

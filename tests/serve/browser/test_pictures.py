@@ -76,6 +76,36 @@ def test_several_pictures_at_once_are_several_terms(page):
     page.wait_for_function("() => document.querySelectorAll('.chip').length === 2")
 
 
+def test_pictures_that_are_too_many_are_said_to_be_left_out(page):
+    page.evaluate(
+        """lists => {
+          const transfer = new DataTransfer();
+          for (const bytes of lists) {
+            transfer.items.add(new File([new Uint8Array(bytes)], "x.png", {type: "image/png"}));
+          }
+          transfer.items.add(new File(["%PDF"], "x.pdf", {type: "application/pdf"}));
+          document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        [list(picture_bytes(20 + at)) for at in range(6)],
+    )
+    page.wait_for_function("() => document.querySelectorAll('.chip').length === 4")
+    page.wait_for_selector("#told:not([hidden])")
+    beyond, other = page.text_content("#told").split(". ")
+    assert beyond == "2 pictures were left out: no more than 4 are taken at a time"
+    assert other == "1 file is no picture."
+
+
+def test_a_picture_is_searched_for_where_the_browsers_store_is_not_as_it_should_be(page):
+    page.evaluate(
+        """() => new Promise(done => {
+          const opening = indexedDB.open("cliplet", 1);
+          opening.onsuccess = () => { opening.result.close(); done(); };
+        })"""
+    )
+    drop(page, picture_bytes(31))
+    page.wait_for_selector(".chip .thumb.there img")
+
+
 def test_what_is_no_picture_is_refused_in_words(page, open_page):
     open_page.expected.add(415)
     drop(page, b"this is no picture", "x.png")

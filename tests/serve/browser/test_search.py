@@ -123,6 +123,12 @@ def test_signs_between_words_add_and_leave_out(page):
     page.wait_for_function("() => document.querySelector('#summary').textContent.includes('without “people”')")
 
 
+def test_pictures_and_words_beside_the_box_are_said_too(open_page):
+    page = open_page("/?q=a+disc+-+people&t=0.5:id:12&t=1:id:13&t=-1:id:14&t=1:text:snow")
+    said = page.text_content("#summary").split(" ms · ")[1]
+    assert said == "“a disc”, without “people”, with “snow”, with 2 pictures, without 1 picture"
+
+
 def test_it_is_said_when_nothing_fits(page):
     def judged(route):
         answer = route.fetch()

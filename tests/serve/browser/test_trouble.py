@@ -128,3 +128,21 @@ def test_a_wrong_token_in_the_address_is_asked_for(open_page, guarded):
     page = open_page(address=guarded.split("#")[0] + "#token=wrong-wrong-wrong", ready=False)
     page.wait_for_selector("#token[open]")
     assert "wrong" not in page.url
+
+
+def test_a_token_that_is_pasted_into_an_open_tab_is_used(open_page, guarded):
+    open_page.expected.add(401)
+    page = open_page(address=guarded.split("#")[0], ready=False)
+    page.wait_for_selector("#token[open]")
+    page.keyboard.press("Escape")
+    assert "asks for its token" in trouble(page)
+    page.evaluate("location.hash = '#token=wrong-wrong-wrong'")
+    page.wait_for_selector("#token[open]")
+    assert "wrong" not in page.url
+    page.evaluate("token => { location.hash = `#token=${token}`; }", TOKEN)
+    page.wait_for_selector("#grid .tile")
+    assert page.is_hidden("#token") and page.is_hidden("#trouble")
+    assert TOKEN not in page.url
+    page.go_back()
+    page.wait_for_timeout(100)
+    assert TOKEN not in page.url and "wrong" not in page.url

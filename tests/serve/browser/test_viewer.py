@@ -3,27 +3,9 @@
 import re
 
 import pytest
-from serve.browser.person import PHONE, focused, names, type_words, wait_for_other
+from serve.browser.person import PHONE, focused, names, open_first, type_words, wait_for_name, wait_for_other
 
 pytestmark = pytest.mark.browser
-
-
-def open_first(page, place=0):
-    """Opens a picture of the grid and waits for all that is told of it; its name."""
-    name = names(page)[place]
-    page.locator("#grid .shot").nth(place).click()
-    page.wait_for_selector("#viewer[open]")
-    wait_for_name(page, name)
-    return name
-
-
-def wait_for_name(page, name):
-    page.wait_for_function(
-        """name => document.querySelector('#viewer-name').textContent === name
-          && document.querySelector('#viewer-facts dl')
-          && document.querySelector('#stage').classList.contains('whole')""",
-        arg=name,
-    )
 
 
 def fact(page, name):

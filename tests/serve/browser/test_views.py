@@ -69,6 +69,17 @@ def test_a_dropped_picture_shows_its_best_captions(open_page):
     page.wait_for_function("first => document.querySelector('.captions li p')?.textContent === first", arg=first)
 
 
+def test_more_captions_are_asked_for_once_at_a_time(open_page):
+    page = open_page("/?view=captions&of=id:3")
+    page.wait_for_selector(".captions li")
+    asked = []
+    page.on("request", lambda request: asked.append(request) if request.url.endswith("/captions") else None)
+    page.get_by_role("button", name="More captions").evaluate("button => { button.click(); button.click(); }")
+    page.wait_for_function("() => document.querySelectorAll('.captions li').length > 20")
+    page.wait_for_timeout(300)
+    assert page.locator(".captions li").count() == 40 and len(asked) == 1
+
+
 def test_a_picture_of_the_library_shows_which_captions_are_its_own(page):
     name = names(page)[0]
     page.locator("#grid .shot").first.click()
@@ -92,6 +103,29 @@ def test_a_picture_of_the_library_is_taken(open_page):
         page.click("text=One of the library’s")
         page.wait_for_timeout(200)
     assert page.url != first
+
+
+def test_a_picture_of_a_very_large_library_is_taken_from_as_deep_as_the_service_goes(open_page):
+    page = open_page(ready=False)
+
+    def large(route):
+        route.fulfill(json=[{**one, "pictures": 800_000} for one in route.fetch().json()])
+
+    page.route("**/api/libraries", large)
+    page.goto(open_page.service + "/?view=captions")
+    page.wait_for_selector(".place")
+    page.evaluate("Math.random = () => 0.9999999")
+    depths = []
+
+    def taken(route):
+        depths.append(int(re.search(r"offset=(\d+)", route.request.url)[1]))
+        picture = {"id": "3", "name": "002.jpg", "width": 96, "height": 96, "captions": ["disc number 2"]}
+        route.fulfill(json={"pictures": [picture], "total": 800_000})
+
+    page.route("**/pictures?k=1&*", taken)
+    page.click("text=One of the library’s")
+    page.wait_for_selector(".captions li")
+    assert depths == [99_999]
 
 
 def test_a_caption_leads_to_its_picture_and_back(open_page):

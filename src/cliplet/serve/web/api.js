@@ -11,6 +11,9 @@
  * @typedef {{weight: number, text?: string, id?: string, upload?: string}} Term
  */
 
+/** Pictures that the service goes down to. */
+export const DEEPEST = 100_000;
+
 const LONG = 1500; // letters, of which each may take nine in an address
 
 /** A request that brought no answer. `status` is 0 where the service was not reached. */
@@ -20,12 +23,14 @@ export class Problem extends Error {
    * @param {string} message
    * @param {string} [hint]
    * @param {number} [wait] seconds after which it is worth another try
+   * @param {string} [about] "where" if it is the filter that is not understood
    */
-  constructor(status, message, hint = "", wait = 0) {
+  constructor(status, message, hint = "", wait = 0, about = "") {
     super(message);
     this.status = status;
     this.hint = hint;
     this.wait = wait;
+    this.about = about;
   }
 
   /** @returns {string} in one line */
@@ -76,7 +81,9 @@ async function problemOf(response) {
   const told = await response.json().catch(() => ({}));
   const wait = Number(response.headers.get("retry-after")) || 0;
   if (response.status === 429) return new Problem(429, "Too many requests at once", told.hint, wait || 1);
-  if (typeof told.error === "string") return new Problem(response.status, told.error, told.hint ?? "", wait);
+  if (typeof told.error === "string") {
+    return new Problem(response.status, told.error, told.hint ?? "", wait, told.about ?? "");
+  }
   return new Problem(response.status, `The service answered with an error (${response.status})`);
 }
 
@@ -175,3 +182,22 @@ export const thumbnail = (library, id) => under(library, `pictures/${encodeURICo
 
 /** @param {string} library @param {string} id */
 export const original = (library, id) => under(library, `pictures/${encodeURIComponent(id)}/original`);
+
+/**
+ * Why a picture's file does not come, which an image does not tell.
+ * @param {string} library
+ * @param {string} id
+ * @param {AbortSignal} signal
+ * @returns {Promise<Problem|null>} null where it does come
+ */
+export async function missing(library, id, signal) {
+  try {
+    const response = await reach(original(library, id), { signal, headers: { range: "bytes=0-0" } });
+    if (!response.ok) return await problemOf(response);
+    await response.body?.cancel();
+    return null;
+  } catch (error) {
+    if (error instanceof Problem) return error;
+    throw error;
+  }
+}

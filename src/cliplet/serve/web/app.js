@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { CaptionsView } from "./captions.js";
-import { Chips } from "./chips.js";
+import { Chips, FULL } from "./chips.js";
 import { byId, debounced, isField, plainly } from "./dom.js";
 import * as drop from "./drop.js";
 import { FiltersPanel } from "./filters.js";
@@ -23,6 +23,7 @@ const NOTHING = { q: "", chips: [], filters: {}, by: /** @type {""} */ (""), of:
 let all = [];
 /** @type {HTMLElement|null} */
 let opener = null; // what gets the focus back
+let choice = 0; // how many times a library was chosen
 
 const store = new Store();
 const library = () => all.find(({ name }) => name === store.state.library);
@@ -46,9 +47,18 @@ new Viewer(store, {
 });
 
 history.scrollRestoration = "manual"; // rows are drawn later than browsers scroll
-token.watch();
+token.watch(trouble.retry);
 trouble.watch();
-drop.watch({ files: dropped, picture: like, refused: (message) => trouble.show(new api.Problem(400, message)) });
+drop.watch({
+  files: dropped,
+  picture: like,
+  refused: (message) => trouble.show(new api.Problem(400, message)),
+  told: trouble.tell,
+});
+store.possible = (state) => {
+  const served = all.find(({ name }) => name === state.library);
+  return served && !served.captions && state.by ? { ...state, by: "" } : state; // nothing would be found, ever
+};
 store.listen(show);
 box();
 keys();
@@ -176,8 +186,15 @@ function like(id) {
     store.set({ of: { kind: "id", value: id } });
     return;
   }
-  chips.add("id", id);
-  announce("More like this picture.");
+  const refused = chips.add("id", id);
+  if (!refused) {
+    announce("More like this picture.");
+    return;
+  }
+  // The query that it is a term of, or that is full, is behind the viewer.
+  if (store.state.view === "captions") store.set({ view: "search", picture: "" });
+  else store.close();
+  trouble.tell(refused);
 }
 
 function filter(change) {
@@ -186,21 +203,22 @@ function filter(change) {
 
 /** Pictures from outside become terms, or the one whose captions are looked for. */
 async function dropped(files) {
-  const { state } = store;
+  const { library: to, view } = store.state;
+  const alone = view === "captions";
+  const left = files.slice(0, alone ? 1 : files.length);
+  if (left.length < files.length) trouble.tell("Captions are looked for one picture at a time: the first is taken.");
   byId("progress").hidden = false;
   try {
-    for (const file of files) {
-      const value = await uploads.add(state.library, file, file.name);
+    for (; left.length && (alone || !chips.full); left.shift()) {
+      const value = await uploads.add(to, left[0], left[0].name);
       trouble.hide();
-      if (store.state.view === "captions") {
-        store.set({ of: { kind: "upload", value } });
-        break;
-      }
-      chips.add("upload", value);
+      if (alone) store.set({ of: { kind: "upload", value } });
+      else chips.add("upload", value);
     }
+    if (left.length) trouble.tell(`${drop.leftOut(left.length)}. ${FULL}`);
   } catch (error) {
     const passing = error instanceof api.Problem && [0, 429, 503].includes(error.status);
-    trouble.show(error, passing ? () => dropped(files) : null);
+    trouble.show(error, passing ? () => dropped(left) : null); // what was taken is not taken twice
   }
   byId("progress").hidden = results.asked === results.feed;
 }
@@ -208,16 +226,23 @@ async function dropped(files) {
 /** Another library, the same query. Pictures of the one are strangers to the other, which gets them handed in. */
 async function chooseLibrary(name) {
   const { library: from, of, chips: old } = store.state;
-  const carried = async (term) =>
-    term.kind === "id" ? { ...term, kind: "upload", value: await uploads.carry(from, term.value, name) } : term;
+  choice += 1;
+  const mine = choice;
+  const carried = async (term) => {
+    if (term.kind !== "id" || name === from) return term;
+    return { ...term, kind: "upload", value: await uploads.carry(from, term.value, name) };
+  };
   try {
     const kept = [];
     for (const chip of old) {
       const { kind, value, weight } = await carried(chip);
       kept.push(newChip(kind, value, weight));
     }
-    store.set({ library: name, chips: kept, of: of ? await carried(of) : null, picture: "" });
+    const subject = of ? await carried(of) : null;
+    // Sending takes a while, in which another library may have been chosen; the last choice counts.
+    if (mine === choice) store.set({ library: name, chips: kept, of: subject, picture: "" });
   } catch (error) {
+    if (mine !== choice) return;
     libraries.mark(library());
     trouble.show(error, () => chooseLibrary(name));
   }

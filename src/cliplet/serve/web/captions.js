@@ -5,6 +5,7 @@ import { bars, best, legend } from "./bars.js";
 import { anyCaptioned } from "./chance.js";
 import { byId, el, icon, plainly } from "./dom.js";
 import { address } from "./state.js";
+import { thumb } from "./thumbs.js";
 import * as trouble from "./trouble.js";
 import { shown, withUploads } from "./uploads.js";
 import { seen } from "./words.js";
@@ -23,6 +24,8 @@ export class CaptionsView {
     this.box = byId("captions-view");
     this.key = "";
     this.stop = new AbortController();
+    /** @type {Promise<void>|null} */
+    this.loading = null;
     /** @type {import("./api.js").CaptionHit[]} */
     this.found = [];
     store.listen((state) => this.update(state));
@@ -36,6 +39,7 @@ export class CaptionsView {
     this.key = key;
     this.stop.abort();
     this.stop = new AbortController();
+    this.loading = null;
     this.found = [];
     this.draw(state);
     if (state.of && this.page.library()?.captions) this.more(this.stop.signal);
@@ -114,7 +118,16 @@ export class CaptionsView {
     );
   }
 
-  async more(signal) {
+  /** Gets the next page; asked twice at a time, it is the same page. */
+  more(signal) {
+    if (this.loading || signal.aborted) return;
+    const loading = this.#page(signal).finally(() => {
+      if (this.loading === loading) this.loading = null;
+    });
+    this.loading = loading;
+  }
+
+  async #page(signal) {
     const { state } = this.store;
     const term = { weight: 1, [state.of.kind]: state.of.value };
     byId("progress").hidden = false;
@@ -155,7 +168,7 @@ export class CaptionsView {
           click: plainly((from) => this.page.open(hit.id, from)),
         },
       },
-      el("img", { alt: "", loading: "lazy", decoding: "async", src: api.thumbnail(state.library, hit.id) }),
+      thumb(state.library, hit),
     );
     const words = el("p", { dir: "auto" }, seen(hit.text));
     return el(

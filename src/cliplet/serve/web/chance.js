@@ -2,7 +2,6 @@
 
 import * as api from "./api.js";
 
-const FARTHEST = 1e6; // that the service counts to
 const TRIES = 6;
 
 /**
@@ -10,7 +9,7 @@ const TRIES = 6;
  * @returns {Promise<{id: string, caption: string}|null>} a picture that has captions, and one of them
  */
 export async function anyCaptioned(library) {
-  const held = Math.min(library?.pictures ?? 0, FARTHEST);
+  const held = Math.min(library?.pictures ?? 0, api.DEEPEST);
   for (let tries = 0; library && held && tries < TRIES; tries += 1) {
     const offset = Math.floor(Math.random() * held);
     const [hit] = (await api.newest(library.name, { k: 1, offset, where: "" })).hits;

@@ -10,6 +10,9 @@ import { shown } from "./uploads.js";
 
 const MOST = 15; // terms that the service takes, less the box
 
+/** Why no further term is taken. */
+export const FULL = `There can be no more than ${MOST} terms beside the box.`;
+
 /** Shows the chips of the state, and changes them. */
 export class Chips {
   /** @param {Store} store */
@@ -28,15 +31,22 @@ export class Chips {
    * @param {string} value
    * @param {number} [weight]
    * @param {boolean} [edit] whether its words are to be typed now
+   * @returns {string} why it is not taken; "" where it is
    */
   add(kind, value, weight = 1, edit = false) {
     const { state } = this.store;
     const there = state.chips.find((chip) => value && chip.kind === kind && chip.value === value);
-    if (there || state.chips.length >= MOST) return;
+    if (there) return "This picture is a term already.";
+    if (this.full) return FULL;
     const chip = newChip(kind, value, weight);
     const view = state.view === "captions" ? "search" : state.view;
     this.store.set({ chips: [...state.chips, chip], view, picture: "" }, value ? "push" : "replace");
     if (edit) this.drawn.get(chip.key)?.querySelector("input")?.focus();
+    return "";
+  }
+
+  get full() {
+    return this.store.state.chips.length >= MOST;
   }
 
   /** @param {number} key @param {Partial<Chip>} change @param {"push"|"typing"} how */
@@ -60,9 +70,7 @@ export class Chips {
     // A caption that is judged stands alone, unless there are chips already.
     const offered = state.view === "search" && state.q.trim();
     byId("chips").hidden = state.view === "captions" || (!state.chips.length && !offered);
-    const full = state.chips.length >= MOST;
-    byId("add-more").disabled = full;
-    byId("add-less").disabled = full;
+    byId("add-more").disabled = byId("add-less").disabled = this.full;
     for (const [key, node] of this.drawn) {
       if (state.chips.some((chip) => chip.key === key)) continue;
       node.remove();

@@ -2,11 +2,13 @@
 
 import { byId } from "./dom.js";
 import { DRAGGED } from "./tile.js";
+import { counted } from "./words.js";
 
 const MOST = 4; // at a time
 
 /**
- * @param {{files: (files: File[]) => void, picture: (id: string) => void, refused: (message: string) => void}} take
+ * @param {{files: (files: File[]) => void, picture: (id: string) => void, refused: (message: string) => void,
+ *   told: (message: string) => void}} take
  */
 export function watch(take) {
   const shade = byId("drop");
@@ -63,7 +65,19 @@ const modal = () => document.querySelector("dialog[open]") !== null;
 function given(files, take) {
   // Browsers do not know every kind of picture by name; what has none, the service looks at.
   const pictures = files.filter((file) => !file.type || file.type.startsWith("image/"));
-  if (pictures.length) take.files(pictures.slice(0, MOST));
-  else
+  if (!pictures.length) {
     take.refused(files.length ? "That is not a picture." : "Only files can be dropped here: save the picture first.");
+    return;
+  }
+  const beyond = pictures.length - MOST;
+  const others = files.length - pictures.length;
+  const left = [
+    beyond > 0 && `${leftOut(beyond)}: no more than ${MOST} are taken at a time.`,
+    others > 0 && (others === 1 ? "1 file is no picture." : `${others} files are no pictures.`),
+  ].filter(Boolean);
+  if (left.length) take.told(left.join(" "));
+  take.files(pictures.slice(0, MOST));
 }
+
+/** @param {number} count */
+export const leftOut = (count) => `${counted(count, "picture was", "pictures were")} left out`;

@@ -8,7 +8,6 @@ const MOST_AT_ONCE = 600;
 const KEPT = 8;
 const LARGE = 2400; // pictures; a feed of more is not kept when another one is shown
 const FRESH = 5 * 60_000; // milliseconds; later the library may hold others
-const DEEPEST = 100_000; // pictures that the service goes down to
 
 /**
  * @typedef {{library: string, terms: api.Term[], where: string, by: string}} Question
@@ -22,6 +21,7 @@ export class Feed {
     /** @type {api.Hit[]} */
     this.hits = [];
     this.ended = false;
+    this.cut = false; // whether there are more, deeper than the service goes
     this.nothingFits = false;
     /** @type {number|null} */
     this.total = null;
@@ -67,7 +67,9 @@ export class Feed {
       this.total = answer.total;
       this.milliseconds = answer.milliseconds;
     }
-    this.ended = answer.hits.length < k || this.offset >= (answer.total ?? DEEPEST);
+    const total = answer.total ?? Infinity;
+    this.ended = answer.hits.length < k || this.offset >= Math.min(total, api.DEEPEST);
+    this.cut = this.ended && answer.hits.length === k && this.offset < total;
   }
 
   /** Its running request is of no use any more. */

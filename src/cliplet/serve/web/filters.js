@@ -22,6 +22,7 @@ const SAID = {
   near: (value, all) => (coordinates(value) ? `within ${all.km || NEAR} km of ${value}` : null),
   km: () => null,
   where: (value) => value,
+  by: (value) => `by ${value}`,
 };
 
 export class FiltersPanel {
@@ -118,7 +119,8 @@ export class FiltersPanel {
   /** The filters in use, each to be taken away; struck out is one that the service does not understand. */
   pills(state) {
     const used = Object.entries(SAID).flatMap(([name, say]) => {
-      const text = state.filters[name] && say(state.filters[name], state.filters);
+      const value = name === "by" ? state.by : state.filters[name];
+      const text = value && say(value, state.filters);
       return text ? [{ name, text }] : [];
     });
     byId("filters-count").textContent = String(used.length);
@@ -132,11 +134,7 @@ export class FiltersPanel {
 
   pill({ name, text }) {
     const remove = () => {
-      const filters = { ...this.store.state.filters };
-      delete filters[name];
-      if (name === "near") delete filters.km;
-      this.fields[name].setAttribute("aria-invalid", "false");
-      this.store.set({ filters });
+      this.store.set(name === "by" ? { by: "" } : { filters: this.without(name) });
       this.button.focus();
     };
     const bad = name === "where" && this.wrong.textContent ? " bad" : "";
@@ -147,6 +145,15 @@ export class FiltersPanel {
       icon("close"),
     );
     return el("li", {}, button);
+  }
+
+  /** The filters but for one. */
+  without(name) {
+    const filters = { ...this.store.state.filters };
+    delete filters[name];
+    if (name === "near") delete filters.km;
+    this.fields[name].setAttribute("aria-invalid", "false");
+    return filters;
   }
 
   /** Offers what a library can be filtered by. @param {import("./api.js").LibraryFacts} library */

@@ -12,9 +12,9 @@ const STEPS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End",
 export class Grid {
   /**
    * @param {HTMLElement} container an element with role grid
-   * @param {{tile: (hit: Hit, index: number) => HTMLElement, open: (index: number) => void,
+   * @param {{tile: (hit: Hit, before: HTMLElement|null) => HTMLElement, open: (index: number) => void,
    *   like: (index: number) => void, more: () => void, leave: () => void}} parts `tile` makes an element with a link
-   *   in it; `leave` is called by the arrow up in the first row
+   *   in it, out of what stood for the same picture `before`; `leave` is called by the arrow up in the first row
    */
   constructor(container, parts) {
     this.container = container;
@@ -31,7 +31,7 @@ export class Grid {
     this.scale = 1;
     /** @type {Map<number, HTMLElement>} */
     this.drawn = new Map();
-    /** @type {Map<string, HTMLElement>} */
+    /** @type {Map<string, {hit: Hit, tile: HTMLElement}>} */
     this.tiles = new Map();
     this.frame = 0;
     const later = () => {
@@ -159,18 +159,22 @@ export class Grid {
     return row;
   }
 
-  /** The element of a picture: the same one again while it is in the page, so that nothing flickers. */
+  /**
+   * The element of a picture: the same one again while it is in the page. An id alone says too little: in another
+   * answer the same picture fits otherwise, and in another library it is another picture.
+   */
   tile(index) {
     const hit = this.hits[index];
-    const tile = this.tiles.get(hit.id) ?? this.parts.tile(hit, index);
-    this.tiles.set(hit.id, tile);
+    const known = this.tiles.get(hit.id);
+    const tile = known?.hit === hit ? known.tile : this.parts.tile(hit, known?.tile ?? null);
+    this.tiles.set(hit.id, { hit, tile });
     tile.dataset.index = String(index);
     this.reachable(tile, index === this.active);
     return tile;
   }
 
   prune() {
-    for (const [id, tile] of this.tiles) if (!tile.isConnected) this.tiles.delete(id);
+    for (const [id, { tile }] of this.tiles) if (!tile.isConnected) this.tiles.delete(id);
   }
 
   reachable(tile, yes) {

@@ -5,6 +5,7 @@ import { bars, best, legend } from "./bars.js";
 import { anyCaptioned } from "./chance.js";
 import { byId, el, icon, plainly } from "./dom.js";
 import { address } from "./state.js";
+import { thumb } from "./thumbs.js";
 import * as trouble from "./trouble.js";
 import { counted, date, seen, whole } from "./words.js";
 
@@ -119,8 +120,6 @@ export class JudgeView {
 
   entry(hit, most, state) {
     const name = seen(hit.name);
-    const image = el("img", { alt: "", loading: "lazy", decoding: "async", width: hit.width, height: hit.height });
-    image.src = api.thumbnail(state.library, hit.id);
     const link = el(
       "a",
       {
@@ -131,12 +130,12 @@ export class JudgeView {
           click: plainly((from) => this.page.open(hit.id, from)),
         },
       },
-      image,
+      thumb(state.library, hit),
     );
     const facts = el(
       "div",
       { class: "what" },
-      el("p", {}, el("bdi", {}, name)),
+      el("p", { class: "file", title: name }, el("bdi", {}, name)),
       hit.caption && el("p", { class: "caption", dir: "auto" }, seen(hit.caption)),
       hit.taken && el("p", { class: "faint" }, date(hit.taken)),
       el("span", { class: "own", hidden: true }, "the caption is this one’s"),

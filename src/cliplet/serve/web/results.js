@@ -94,10 +94,10 @@ export class Results {
       if (first) forget(feed);
       if (error.name === "AbortError" || this.asked !== feed) return false;
       byId("progress").hidden = true;
-      const filter = feed.question.where && error.status === 422;
+      const filter = error.about === "where";
       this.refuse(filter ? error.line : "");
       if (filter) trouble.hide();
-      else trouble.show(error, retry);
+      else trouble.show(error, error.status === 422 ? null : retry); // what is not allowed will not be then either
       return false;
     }
     if (this.asked === feed) this.done();
@@ -111,7 +111,9 @@ export class Results {
   }
 
   tell(fresh) {
-    if (this.feed) for (const listener of this.listeners) listener(this.feed, fresh);
+    // What was found in another library, while this one has not answered, would be taken for this one's.
+    if (this.feed?.question.library !== this.store.state.library) return;
+    for (const listener of this.listeners) listener(this.feed, fresh);
   }
 }
 

@@ -24,7 +24,7 @@ export class SearchView {
     /** @type {Feed|null} */
     this.feed = null;
     this.grid = new Grid(byId("grid"), {
-      tile: (hit) => tile(hit, store.state, page),
+      tile: (hit, before) => tile(hit, { ...store.state, library: this.feed.question.library }, page, before),
       open: (index) => page.open(this.grid.hits[index].id, byId("grid")),
       like: (index) => page.like(this.grid.hits[index].id),
       more: () => results.more(),
@@ -70,7 +70,8 @@ export class SearchView {
     this.tell(feed);
     byId("end").hidden = feed.ended && !feed.hits.length;
     this.grid.show(feed.hits, feed.ended);
-    byId("end").textContent = feed.ended && feed.hits.length > 30 ? "These are all." : "";
+    const all = feed.cut ? `These are the first ${whole(feed.offset)}.` : "These are all.";
+    byId("end").textContent = feed.ended && feed.hits.length > 30 ? all : "";
     if (other) scrollTo({ top: store.arrived ? (history.state?.y ?? 0) : 0, behavior: "instant" });
     if (fresh) this.page.announce(byId("summary").textContent);
     if (!feed.ended) {
@@ -92,13 +93,13 @@ export class SearchView {
         ? `${whole(count)} of ${counted(held, "picture")}`
         : counted(count, "picture");
     const time = searched ? ` · ${Math.max(1, Math.round(feed.milliseconds))} ms` : "";
-    // How signs between words were understood; the chips show the rest.
-    const typed = parse(this.store.state.q);
-    const composed = typed.length > 1 ? ` · ${said(typed)}` : "";
+    // How signs between words were understood, and what else counts.
+    const composed = parse(this.store.state.q).length > 1 ? ` · ${said(asked)}` : "";
     byId("summary").textContent = feed.hits.length ? `${among}${time}${composed}` : this.none(feed, held);
     const nothing = byId("nothing");
     nothing.hidden = !(searched && feed.nothingFits && feed.hits.length);
-    nothing.textContent = nothing.hidden ? "" : "Nothing in this library fits well; these come closest.";
+    const what = feed.question.where ? "Nothing that passes the filters" : "Nothing in this library";
+    nothing.textContent = nothing.hidden ? "" : `${what} fits well; these come closest.`;
   }
 
   none(feed, held) {

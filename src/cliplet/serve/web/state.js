@@ -106,6 +106,9 @@ export class Store {
     /** @type {((state: State, before: State) => void)[]} */
     this.listeners = [];
     this.typing = false;
+    this.closing = false; // going back to before a picture was opened
+    /** Drops what the library cannot be asked for. @type {(state: State) => State} */
+    this.possible = (state) => state;
     this.arrived = true; // by a link, a reload, back or forward; not by something done on the page
     addEventListener("popstate", () => {
       this.typing = false;
@@ -124,7 +127,7 @@ export class Store {
    * @param {"push"|"replace"|"typing"} [how] a step of the history; none; or one for all that is typed in a row
    */
   set(change, how = "push") {
-    const next = { ...this.state, ...change };
+    const next = this.possible({ ...this.state, ...change });
     const to = address(next);
     if (to !== address(this.state)) {
       const replace = how === "replace" || (how === "typing" && this.typing);
@@ -141,9 +144,11 @@ export class Store {
 
   /** The picture that is open is closed. */
   close() {
-    if (!this.state.picture) return;
-    if (history.state?.opened) history.back();
-    else this.set({ picture: "" }, "replace");
+    if (!this.state.picture || this.closing) return; // asked twice, it is one step back all the same
+    if (history.state?.opened) {
+      this.closing = true;
+      history.back();
+    } else this.set({ picture: "" }, "replace");
   }
 
   /** Keeps with this step of the history where one was. @param {{y: number, count: number}} place */
@@ -159,7 +164,8 @@ export class Store {
   /** @param {State} next */
   become(next) {
     const before = this.state;
-    this.state = next;
-    for (const listener of this.listeners) listener(next, before);
+    this.state = this.possible(next);
+    this.closing = false;
+    for (const listener of this.listeners) listener(this.state, before);
   }
 }

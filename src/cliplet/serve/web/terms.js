@@ -1,5 +1,7 @@
 // What is searched for: the words of the box and the chips beside it, as the terms that the service sums up.
 
+import { counted } from "./words.js";
+
 /** @typedef {import("./state.js").State} State */
 /** @typedef {import("./api.js").Term} Term */
 
@@ -47,14 +49,18 @@ export function terms(state) {
 }
 
 /**
- * Terms as a person would say them.
+ * Terms as a person would say them; pictures, which have no words, by their number.
  * @param {Term[]} list
  */
 export function said(list) {
-  return list
-    .map(({ text, weight }, place) => {
-      const what = text === undefined ? "a picture" : `“${text}”`;
-      return weight < 0 ? `without ${what}` : `${place ? "with " : ""}${what}`;
-    })
-    .join(", ");
+  const words = list.flatMap(({ text, weight }, place) => {
+    if (text === undefined) return [];
+    return weight < 0 ? `without “${text}”` : `${place ? "with " : ""}“${text}”`;
+  });
+  const pictures = list.filter(({ text }) => text === undefined);
+  const wanted = pictures.filter(({ weight }) => weight > 0).length;
+  const unwanted = pictures.length - wanted;
+  if (wanted) words.push(`with ${counted(wanted, "picture")}`);
+  if (unwanted) words.push(`without ${counted(unwanted, "picture")}`);
+  return words.join(", ");
 }

@@ -1,8 +1,8 @@
 // One picture of the grid.
 
-import * as api from "./api.js";
 import { el, icon, plainly } from "./dom.js";
 import { address } from "./state.js";
+import { thumb } from "./thumbs.js";
 import { date, fit, seen } from "./words.js";
 
 /** What a dragged picture is called among the kinds of data that are dragged. */
@@ -12,11 +12,12 @@ export const DRAGGED = "application/x-cliplet-picture";
  * @param {import("./api.js").Hit} hit
  * @param {import("./state.js").State} state
  * @param {{open: (id: string, from: HTMLElement) => void, like: (id: string) => void}} actions
+ * @param {HTMLElement|null} [before] the cell of the same picture among what was shown before
  * @returns {HTMLElement} a cell of the grid
  */
-export function tile(hit, state, { open, like }) {
+export function tile(hit, state, { open, like }, before = null) {
   const name = seen(hit.name);
-  const image = el("img", { alt: "", loading: "lazy", decoding: "async", width: hit.width, height: hit.height });
+  const image = thumb(state.library, hit, before?.querySelector("img"));
   const facts = [
     name,
     hit.caption && `“${seen(hit.caption)}”`,
@@ -57,9 +58,6 @@ export function tile(hit, state, { open, like }) {
     icon("like"),
   );
   const cell = el("div", { class: "tile", role: "gridcell" }, link, more);
-  image.addEventListener("load", () => cell.classList.add("there"));
-  image.addEventListener("error", () => cell.classList.add("broken"));
-  image.src = api.thumbnail(state.library, hit.id);
   if (image.complete && image.naturalWidth) cell.classList.add("there", "at-once");
   return cell;
 }

@@ -3,15 +3,16 @@
 import { Problem } from "./api.js";
 import { byId } from "./dom.js";
 
+const TOLD = 8000; // milliseconds
+
 let again = () => {};
 let timer = 0;
+let fading = 0;
 
 /** Listens for the button, and for the network's return. */
 export function watch() {
   byId("trouble").querySelector("button").addEventListener("click", retry);
-  addEventListener("online", () => {
-    if (!byId("trouble").hidden) retry();
-  });
+  addEventListener("online", retry);
 }
 
 /**
@@ -36,7 +37,18 @@ export function hide() {
   byId("trouble").hidden = true;
 }
 
-function retry() {
+/** Does again what went wrong, if anything did. */
+export function retry() {
+  if (byId("trouble").hidden) return;
   hide();
   again();
+}
+
+/** Says for a while what is no error, but not what one expects. @param {string} text */
+export function tell(text) {
+  const line = byId("told");
+  line.hidden = false; // first: only what changes in sight is read out
+  line.textContent = text;
+  clearTimeout(fading);
+  fading = setTimeout(() => (line.hidden = true), TOLD);
 }

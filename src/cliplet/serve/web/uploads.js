@@ -144,12 +144,18 @@ function stored(request, mode) {
     }
     opening.onupgradeneeded = () => opening.result.createObjectStore(TABLE);
     opening.onerror = () => resolve(undefined);
+    opening.onblocked = () => resolve(undefined);
     opening.onsuccess = () => {
       const database = opening.result;
-      const asked = request(database.transaction(TABLE, mode).objectStore(TABLE));
-      asked.onsuccess = () => resolve(asked.result);
-      asked.onerror = () => resolve(undefined);
-      asked.transaction.oncomplete = () => database.close();
+      try {
+        const asked = request(database.transaction(TABLE, mode).objectStore(TABLE));
+        asked.onsuccess = () => resolve(asked.result);
+        asked.onerror = () => resolve(undefined);
+        asked.transaction.oncomplete = asked.transaction.onabort = () => database.close();
+      } catch {
+        database.close(); // one of that name without the table: not ours, and no reason to wait
+        resolve(undefined);
+      }
     };
   });
 }

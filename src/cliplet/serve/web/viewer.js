@@ -64,6 +64,8 @@ export class Viewer {
     this.stop = new AbortController();
     const { signal } = this.stop;
     const known = this.around.list().find((hit) => hit.id === id);
+    // Buttons that go away would take the focus with them, out of the dialog, where no key is heard.
+    if (byId("about").contains(document.activeElement)) this.hold();
     byId("viewer-name").replaceChildren(el("bdi", {}, known ? seen(known.name) : "…"));
     byId("viewer-actions").replaceChildren();
     byId("viewer-scores").replaceChildren();
@@ -74,7 +76,7 @@ export class Viewer {
     else this.image.removeAttribute("src");
     if (!this.dialog.open) {
       this.dialog.showModal();
-      byId("about").focus({ preventScroll: true });
+      this.hold();
     }
     this.steps();
     try {
@@ -87,6 +89,11 @@ export class Viewer {
     } catch (error) {
       if (!signal.aborted) this.failed(error, state);
     }
+  }
+
+  /** The focus, where it disturbs nothing and keys are heard. */
+  hold() {
+    byId("about").focus({ preventScroll: true });
   }
 
   failed(error, state) {
@@ -110,11 +117,18 @@ export class Viewer {
         byId("stage").classList.add("whole");
         this.ready(library);
       },
-      () => {
-        if (signal.aborted) return;
-        byId("viewer-note").hidden = false;
-      },
+      () => this.explain(library, id, signal),
     );
+  }
+
+  /** Why the file itself is not shown. */
+  async explain(library, id, signal) {
+    if (signal.aborted) return;
+    const problem = await api.missing(library, id, signal).catch(() => null);
+    if (signal.aborted) return;
+    const note = byId("viewer-note");
+    note.textContent = problem?.line ?? "This browser cannot show the file itself, so its thumbnail is shown.";
+    note.hidden = false;
   }
 
   /** The thumbnails beside, so that the next step shows something at once. */
@@ -157,18 +171,18 @@ export class Viewer {
     return place < 0 ? name : `${name}, picture ${place + 1}`;
   }
 
-  steps() {
+  /** @param {boolean} [more] whether more pictures are asked for where these come to an end */
+  steps(more = true) {
     const list = this.around.list();
     const place = list.findIndex(({ id }) => id === this.shown);
-    byId("previous").hidden = place <= 0;
-    byId("next").hidden = place < 0 || place >= list.length - 1;
-    if (place >= list.length - 5) this.around.more().then(() => this.shown && this.buttons());
+    this.offer(byId("previous"), place > 0);
+    this.offer(byId("next"), place >= 0 && place < list.length - 1);
+    if (more && place >= list.length - 5) this.around.more().then(() => this.shown && this.steps(false));
   }
 
-  buttons() {
-    const list = this.around.list();
-    const place = list.findIndex(({ id }) => id === this.shown);
-    byId("next").hidden = place < 0 || place >= list.length - 1;
+  offer(button, yes) {
+    if (!yes && button === document.activeElement) this.hold();
+    button.hidden = !yes;
   }
 
   /** @param {1|-1} step */
