@@ -73,7 +73,7 @@ class Served:
     async def search_like(self, upload: Upload, k: int, condition: Where | None) -> Hits:
         """Pictures that are like one that was sent just now."""
         self._refuse_other(self.model)
-        combined = combine([Part(1.0, True, upload.vector_D)], self.library.store.calibration)
+        combined = combine([Part(1.0, True, upload.vector_D)], self.library.store.calibration, self.model.identity)
         return await self._filtered(condition, lambda: self.library.search(combined, k, where=condition or ""))
 
     async def captions(self, terms: Iterable[SearchTerm], k: int, offset: int) -> list[CaptionHit]:
@@ -126,7 +126,7 @@ class Served:
         model, calibration = self.model, self.library.store.calibration
         vectors = await asyncio.gather(*map(model.text, asked))
         self._refuse_other(model)
-        queries = [combine([Part(1.0, False, vector_D)], calibration) for vector_D in vectors]
+        queries = [combine([Part(1.0, False, vector_D)], calibration, model.identity) for vector_D in vectors]
         found = await self._quick(lambda: self.library.scores(picture.id, queries))
         answers = [
             TextScore(text=text, score=score, fit=round(fit, 1))
@@ -152,7 +152,7 @@ class Served:
         texts = iter(await asyncio.gather(*(model.text(term.text) for term in terms if term.text is not None)))
         uploads = iter([self.uploads.get(term.upload).vector_D for term in terms if term.upload is not None])
         numbers = [self._number(term.id) for term in terms if term.id is not None]
-        ids = iter(await self._quick(lambda: self.library.store.features(numbers)) if numbers else ())
+        ids = iter(await self._quick(lambda: self.library.store.features(numbers, model.identity)) if numbers else ())
         parts = []
         for term in terms:
             features = texts if term.text is not None else ids if term.id is not None else uploads
@@ -160,7 +160,7 @@ class Served:
         if not any(part.weight for part in parts):
             raise Refused(422, "all weights of the query are 0", "Say what is searched for.")
         self._refuse_other(model)
-        return combine([part for part in parts if part.weight], self.library.store.calibration)
+        return combine([part for part in parts if part.weight], self.library.store.calibration, model.identity)
 
     async def _filtered(self, condition: Where | None, work: Callable[[], T]) -> T:
         """As `_quick`; what goes wrong with a filter is said to be about it."""

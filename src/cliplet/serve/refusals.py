@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from cliplet.errors import ClipletError, ImageError
+from cliplet.library.store import ChangedError
 
 log = logging.getLogger("cliplet.serve")
 
@@ -99,6 +100,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _user_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ClipletError)
+    if isinstance(error, ChangedError):
+        return problem(503, error.message, error.hint, {"retry-after": "5"})
     return problem(415 if isinstance(error, ImageError) else 422, error.message, error.hint)
 
 
