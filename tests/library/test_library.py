@@ -11,9 +11,11 @@ from PIL import Image
 
 import cliplet
 from cliplet.errors import ConfigError, DataError, ImageError
-from cliplet.library import Library, Query, Term
+from cliplet.library import Library, Query, Term, indexing
 
 from .conftest import paint
+from .quick import few_sentences
+from .stores import KINDS, entry, filled, place_of
 
 
 def paths(hits):
@@ -371,3 +373,44 @@ def test_heic_pictures_without_their_decoder(new_library, photos, monkeypatch, t
     assert new_library.add(photos, quarantine=tmp_path / "q.jsonl").failed == 1
     assert "[heic]" in (tmp_path / "q.jsonl").read_text()
     assert new_library.add().failed == 1  # tried again, for the decoder may be there by now
+
+
+def test_pipes_are_no_pictures(photos, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for read in (indexing.read_file, indexing.content_of_file):
+        (tmp_path / "link.jpg").unlink(missing_ok=True)
+        (tmp_path / "link.jpg").symlink_to(tmp_path / "pipe.jpg")  # it was a file when it was looked at
+        if read is indexing.content_of_file:
+            assert read(str(tmp_path / "link.jpg")) is None
+        else:
+            with pytest.raises(ImageError, match="is no file"):
+                read(str(tmp_path / "link.jpg"))
+    assert (
+        indexing.content_of_file(str(photos / "a" / "00.png"))
+        == indexing.read_file(str(photos / "a" / "00.png"))[1].content
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_that_are_no_text_in_utf8(kind, tmp_path, photos, encoder, monkeypatch):
+    few_sentences(monkeypatch)
+    path = str(photos / "a" / "00.png")
+    given = {path: ["bad \udc80 text", "\ud83d", "  ", "", "fine", "fine "]}
+    with Library.create(place_of(kind, tmp_path), encoder) as library:
+        assert library.add(photos / "a", captions=given).captions == 3
+        (picture,) = library.newest(9, where="name = '00.png'")
+        assert picture.captions == ("bad \\udc80 text", "\\ud83d", "fine")
+        os.utime(path, ns=(1, 1))
+        assert library.add(captions={path: [" "]}).changed == 1
+        assert library.picture(picture.id).captions == ()
+    with Library.open(place_of(kind, tmp_path), encoder) as library:
+        assert library.add().unchanged == 6 and len(library.newest(9)) == 6
+
+
+def test_writers_take_captions_that_are_no_text_in_utf8(tmp_path):
+    store = filled(
+        "local", tmp_path, [entry(1, captions=("b\ud800", "c's"), own_captions=("o\ud800",), tags=("t\udc80",))]
+    )
+    (picture,) = store.newest(5)
+    assert picture.captions == ("b\\ud800", "c's") and picture.tags == ("t\\udc80",)
+    store.close()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cliplet.errors import DataError
-from cliplet.library.matrix import ROW, Matrix
+from cliplet.library.matrix import ROW, Matrix, are_whole
 
 
 def contents(count, start=0):
@@ -73,3 +73,28 @@ def test_readers_keep_what_they_mapped_while_it_grows(tmp_path):
     before = np.array(mapped)
     matrix.append(3, features(100, seed=4), [bytes(16)] * 100)
     np.testing.assert_array_equal(mapped, before)
+
+
+def test_rows_are_copied_as_they_are(tmp_path):
+    matrix, copy = Matrix(tmp_path / "m", 5), Matrix(tmp_path / "copy", 5)
+    matrix.append(0, features(20), contents(20))
+    with open(matrix.vectors_file, "r+b") as stream:
+        stream.seek(7 * 10)
+        stream.write(b"\x55\x55")
+    copy.put(0, matrix.vectors(20)[4:10], matrix.contents(20)[4:10])
+    assert copy.vectors(6).tobytes() == matrix.vectors(20)[4:10].tobytes()
+    assert copy.damaged(6).tolist() == [3]
+    assert are_whole(copy.vectors(6), copy.contents(6)).tolist() == [True] * 3 + [False] + [True] * 2
+
+
+def test_rows_that_are_blanked_are_zeros_and_stay_known_as_damaged(tmp_path):
+    matrix = Matrix(tmp_path / "m", 5)
+    matrix.append(0, features(20), contents(20))
+    mapped, before = matrix.vectors(20), np.array(matrix.vectors(20))
+    for _ in range(2):
+        matrix.blank([3, 4, 5, 19])
+        assert matrix.damaged(20).tolist() == [3, 4, 5, 19] and matrix.whole_rows() == 20
+    others = np.setdiff1d(np.arange(20), [3, 4, 5, 19])
+    np.testing.assert_array_equal(mapped[others], before[others])
+    assert not mapped[[3, 4, 5, 19]].any()
+    matrix.blank([])

@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +287,28 @@ def test_damage_in_the_middle_is_found_and_mended(library_copy, encoder):
         assert library.add().embedded == 0
         assert_whole(library, encoder)
         assert library.has_captions
+
+
+@pytest.mark.parametrize("lost", [["pictures"], ["pictures", "sqlite_autoindex_pictures_1"]])
+def test_pictures_whose_rows_are_lost_keep_their_numbers_and_captions(library_copy, encoder, lost):
+    records = library_copy / "records.sqlite"
+    with Library.open(library_copy, encoder) as library:
+        before = {picture.id: replace(picture, added="") for picture in library.newest(20)}
+    with closing(sqlite3.connect(records)) as database:
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+        roots = [
+            database.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [one]).fetchone() for one in lost
+        ]
+    for (root,) in roots:
+        corrupted(records, (root - 1) * size, size)
+    said = []
+    repair(library_copy, said.append)
+    assert "of 12 more pictures the number and captions were kept; their files are read again" in said
+    with Library.open(library_copy, encoder) as library:
+        summary = library.add()
+        assert (summary.pictures, summary.embedded) == (12, 0)
+        assert {picture.id: replace(picture, added="") for picture in library.newest(20)} == before
+        assert_whole(library, encoder)
 
 
 def test_a_damaged_vector_is_embedded_again_and_it_alone(library_copy, encoder):

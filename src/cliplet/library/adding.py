@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -14,8 +15,11 @@ from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import writable
 from cliplet.errors import ConfigError, DataError, nearest
 from cliplet.library.background import everyday_queries
+from cliplet.library.batch import Counts
+from cliplet.library.exchange import IndexWriter
 from cliplet.library.fit import calibrate, is_stale
-from cliplet.library.indexing import Counts, Indexing, one_line_each, read_captions
+from cliplet.library.given_captions import Given, given_captions
+from cliplet.library.indexing import Indexing
 from cliplet.library.scan import check_folders
 from cliplet.library.store import Writer
 from cliplet.results import IndexSummary
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from cliplet.library.records import Identity
     from cliplet.runtime.encoder import Encoder
 
+UNREAD_SHARE, UNREAD_LEAST = 0.1, 10  # pictures that an upgrade can do without, since their files cannot be read
+
 Tell = Callable[[int, int], None]
 Say = Callable[[str], None]
 
@@ -32,7 +38,7 @@ Say = Callable[[str], None]
 def add_to(
     library: Library,
     folders: Sequence[str | os.PathLike[str]],
-    captions: str | Path | Mapping[str, Sequence[str]] | None = None,
+    captions: Given | None = None,
     *,
     model: str | Path | None = None,
     engine: str = "auto",
@@ -57,8 +63,9 @@ def add_to(
     `workers`: `local`, this process's, or `ray`, on any number of machines (docs/scale.md).
     `tell` hears (done, total) files, `say` what people should know.
 
-    Raises DataError where a folder is not there or vanishes, another process writes, or the vectors are another
-    model's; ModelError; OSError where the disk is full. What was committed until then stays, and the same call goes on.
+    Raises DataError where a folder is not there or vanishes, another process writes, the vectors are another model's,
+    or an upgrade has not seen all pictures; ModelError; OSError where the disk is full. What was committed until then
+    stays, and the same call goes on.
     """
     began = time.monotonic()
     new_roots = check_folders(folders)
@@ -75,9 +82,12 @@ def add_to(
             raise DataError(
                 f"{library.store.place}: has no folders yet", "Name one: cliplet index FOLDER --library LIBRARY."
             )
-        indexing = _indexing(workers)(writer, model_of.encoder, Quarantine(quarantine), tell, say, batch_size)
-        counts = indexing.run(roots, _captions(captions, new_roots or roots), follow_links)
-        _finish(library, writer, model_of, counts, upgrade)
+        index_writer = cast(IndexWriter, writer)  # both kinds of writers are
+        indexing = _indexing(workers)(index_writer, model_of.encoder, Quarantine(quarantine), tell, say, batch_size)
+        counts = indexing.run(roots, given_captions(captions, new_roots or roots), follow_links)
+        if upgrade:
+            refuse_half(library.store.place, counts)
+        _finish(library, writer, model_of, upgrade)
     library.refresh()
     embedded = counts.embedded
     return IndexSummary(
@@ -108,23 +118,32 @@ def _indexing(workers: str) -> type[Indexing]:
     return Indexing
 
 
-def _captions(
-    given: str | Path | Mapping[str, Sequence[str]] | None, folders: Sequence[str]
-) -> dict[str, tuple[str, ...]] | None:
-    if given is None:
-        return None
-    if isinstance(given, Mapping):
-        return {os.path.realpath(path): one_line_each(texts) for path, texts in given.items()}
-    return read_captions(given, folders)
+def refuse_half(place: str, counts: Counts) -> None:
+    """Raises DataError where an upgrade has not seen all pictures, and so is not to take the old vectors' place: they
+    may lie on a drive that is not there. Some files that cannot be read do not hold it up; they have no vector then."""
+    kept = "; the old vectors go on answering, and what is embedded is kept"
+    if counts.hidden:
+        raise DataError(
+            f"{place}: the upgrade is not finished: {counts.hidden:,} pictures are in places that are not there now, "
+            f"or cannot be looked at{kept}",
+            "Plug the drive in and run the same again, or add --forget FOLDER to go on without its pictures.",
+        )
+    done = counts.unchanged + counts.changed + counts.moved + counts.added
+    if counts.unread > max(UNREAD_LEAST, UNREAD_SHARE * done) or (counts.unread and not done):
+        raise DataError(
+            f"{place}: the upgrade is not finished: {counts.unread:,} pictures cannot be read now{kept}",
+            "--quarantine FILE says which, and why. Run the same again when they can be read.",
+        )
 
 
-def _finish(library: Library, writer: Writer, model_of: _Model, counts: Counts, upgrade: bool) -> None:
-    """Makes an upgrade's vectors the library's, the approximate index and what scores are judged by."""
+def _finish(library: Library, writer: Writer, model_of: _Model, upgrade: bool) -> None:
+    """Makes an upgrade's vectors the library's, the approximate index and what scores are judged by. The index may be
+    due though nothing is new: a run that was to make it may have been killed."""
     everyday = _Once(lambda: model_of.encoder().encode_text(everyday_queries()))
-    if upgrade or counts.embedded:
-        writer.finish(everyday)
+    writer.finish(everyday)
     library.refresh()
-    if len(library) and (upgrade or is_stale(library.store.calibration, len(library))):
+    stale = upgrade or is_stale(library.store.calibration, len(library))
+    if len(library) and stale and len(library.store.sample(1)):
         writer.set_calibration(calibrate(library.store, model_of.encoder(), everyday()))
 
 
@@ -156,7 +175,7 @@ class _Model:
 
         held = self.library.identity
         if held is not None and not upgrade and self._is(held):
-            return held
+            return self._where_it_is(held)
         source = self.model or (held.source if held else None)
         if source is not None:
             self._encoder = load(source, engine=self.engine, precision=self.precision, dims=self.dims)
@@ -177,6 +196,12 @@ class _Model:
         asked = ((self.engine, held.engine), (self.precision, held.precision), (self.dims, held.dims))
         alike = all(one in ("auto", None, other) for one, other in asked)
         return alike and (not self.model or features_hashes(best_model_folder(self.model)) == held.hashes)
+
+    def _where_it_is(self, held: Identity) -> Identity:
+        """The same model, in the folder that was named: it may have been moved."""
+        from cliplet.runtime.engines import best_model_folder
+
+        return replace(held, source=str(best_model_folder(self.model).absolute())) if self.model else held
 
     def encoder(self) -> Encoder:
         """The model, open."""

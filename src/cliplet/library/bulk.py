@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cliplet.errors import ConfigError, DataError, ImageError, ModelError
+from cliplet.library.batch import Batch, FileRead
 from cliplet.library.bulk_worker import Job, Model, Reading, Task, model_files, tasks_table
 from cliplet.library.identity import identity_of
-from cliplet.library.indexing import COMMIT_SECONDS, Batch, FileRead, Indexing
+from cliplet.library.indexing import COMMIT_SECONDS, Indexing
 from cliplet.library.lance_tables import INSTALL
 from cliplet.library.lance_writer import LanceWriter
 from cliplet.library.scan import Scan, Seen
@@ -140,10 +141,11 @@ class _Taking:
                     "Every machine of the cluster has to see the folders under the same names: put them on a shared "
                     "file system.",
                 )
+            self.run._failed(self.batch, self.to_read[number], None, ImageError(""))
         self._take_plain(said)
         self._take_special(said["special"], features)
-        for number, reason, changed in said["failed"]:
-            about = None if changed is None else FileRead(b"", 0, changed, {})
+        for number, reason, changed, content in said["failed"]:
+            about = None if changed is None else FileRead(bytes.fromhex(content), 0, changed, {})
             self.run._failed(self.batch, self.to_read[number], about, ImageError(reason))
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()

@@ -30,7 +30,7 @@ from cliplet.library.records import joined, listed
 from cliplet.library.store import Entry
 
 if TYPE_CHECKING:
-    from cliplet.library.indexing import FileRead
+    from cliplet.library.batch import FileRead
     from cliplet.runtime.encoder import Encoder
 
 
@@ -128,7 +128,8 @@ class Report:
         if about is None and not os.path.lexists(task.path):
             self.said["missing"].append(task.number)
         else:
-            self.said["failed"].append((task.number, reason, about.changed if about else None))
+            read = (about.changed, about.content.hex()) if about else (None, "")
+            self.said["failed"].append((task.number, reason, *read))
 
     def take(self, task: Task, about: FileRead, features_D: np.ndarray, gone: frozenset[bytes]) -> None:
         """A picture."""

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +26,7 @@ from cliplet.library import deadline
 
 FORMAT_VERSION = 1
 BUSY_SECONDS = 30.0
+CLOSING_SECONDS = 1.0  # that a writer waits for readers, to bring its log into the file
 READERS = 8  # connections for reading at the most
 STEPS_BETWEEN_LOOKS = 100_000  # of SQLite's machine, between looks at the clock: milliseconds
 IMAGE, TEXT = 0, 1  # kinds of vectors
@@ -62,6 +63,11 @@ CREATE TABLE problems (path TEXT PRIMARY KEY, bytes INTEGER NOT NULL, changed IN
 """
 
 DAMAGED_HINT = "Mend it with: cliplet index --library LIBRARY --repair. The pictures themselves are not touched."
+BESIDE = ("-wal", "-shm", "-journal")  # endings of what SQLite writes beside a file
+
+
+class OtherVersion(DataError):
+    """Records that are whole, and that another cliplet wrote."""
 
 
 class Database:
@@ -77,29 +83,36 @@ class Database:
         self._closed = False
         if not file.is_file():
             raise DataError(f"{file}: there is no such file; a library has one", DAMAGED_HINT)
-        try:
+        if not file.stat().st_size:  # SQLite would take it for a new one, and throw away the log beside it
+            raise DataError(f"{file}: is empty", DAMAGED_HINT)
+        with _explained(file):
             self._connection = _opened(file, write)
+        try:
             version = int(self.value("format_version"))
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            raise DataError(f"{file}: cannot be read: {error}", DAMAGED_HINT) from None
-        if version != FORMAT_VERSION:
+            if version != FORMAT_VERSION:
+                raise OtherVersion(
+                    f"{file}: is of format version {version}; this cliplet reads {FORMAT_VERSION}",
+                    "Upgrade cliplet, or index the pictures anew into another library.",
+                )
+        except (ValueError, TypeError) as error:
             self.close()
-            raise DataError(
-                f"{file}: is of format version {version}; this cliplet reads {FORMAT_VERSION}",
-                "Upgrade cliplet, or index the pictures anew into another library.",
-            )
+            raise DataError(f"{file}: cannot be read: {error}", DAMAGED_HINT) from None
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def create(cls, file: Path) -> Database:
-        """Makes an empty one. Raises sqlite3.Error, OSError."""
+        """Makes an empty one, whole or not at all. Raises OSError."""
         beside = file.with_name(f".{file.name}.{os.getpid()}")
-        connection = sqlite3.connect(beside, isolation_level=None)
         try:
-            connection.executescript(_SCHEMA)
-            connection.execute("INSERT INTO meta VALUES ('format_version', ?)", [str(FORMAT_VERSION)])
+            with _explained(file), closing(sqlite3.connect(beside, isolation_level=None)) as connection:
+                version = f"INSERT INTO meta VALUES ('format_version', '{FORMAT_VERSION}');"
+                connection.executescript(f"BEGIN; {_SCHEMA} {version} COMMIT;")
+            beside.replace(file)
         finally:
-            connection.close()
-        beside.replace(file)
+            for ending in ("", *BESIDE):
+                Path(f"{beside}{ending}").unlink(missing_ok=True)
         return cls(file, write=True)
 
     def value(self, key: str) -> Any:
@@ -110,7 +123,7 @@ class Database:
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """All rows of a query. Raises DataError where the file is damaged; ConfigError beyond the deadline that holds
         (`deadline.within`), for a filter can ask for the work of hours."""
-        with self._explained(), self._borrowed() as connection:
+        with _explained(self.file), self._borrowed() as connection:
             return self._rows(connection, statement, values)
 
     def _rows(self, connection: sqlite3.Connection, statement: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
@@ -158,18 +171,18 @@ class Database:
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """One statement that changes something."""
-        with self._turn, self._explained():
+        with self._turn, _explained(self.file):
             return self._connection.execute(statement, [stored(value) for value in values])
 
     def run_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """The same statement for many rows."""
-        with self._turn, self._explained():
+        with self._turn, _explained(self.file):
             self._connection.executemany(statement, ([stored(value) for value in row] for row in rows))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of the block, or nothing. It holds the connection."""
-        with self._turn, self._explained():
+        with self._turn, _explained(self.file):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -181,7 +194,7 @@ class Database:
 
     def version(self) -> int:
         """Another number when somebody else has changed something, in the eyes of one and the same connection."""
-        with self._turn, self._explained():
+        with self._turn, _explained(self.file):
             return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def complaint(self) -> str:
@@ -190,49 +203,75 @@ class Database:
             first = str(self.rows("PRAGMA integrity_check(1)")[0][0])
         except DataError as error:
             return error.message
-        return "" if first == "ok" else first
+        return "" if first == "ok" else first.splitlines()[-1]
 
     def close(self) -> None:
-        """Closes it; connections that are in use, when they are not any more."""
+        """Closes it; connections that are in use, when they are not any more. A writer brings its log into the file,
+        for whoever closes last may be a reader, which cannot: then all might stay in the log for ever."""
         self._closed = True
+        if self._write:
+            with suppress(sqlite3.Error):
+                self._connection.execute(f"PRAGMA busy_timeout = {int(CLOSING_SECONDS * 1000)}")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._connection.close()
         with suppress(queue.Empty):
             while True:
                 self._idle.get_nowait().close()
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """SQLite's errors as such that say what to do; a full disk is an OSError as elsewhere."""
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if "full" in str(error) or "disk I/O" in str(error):
-                raise OSError(f"{self.file}: {error}") from None
-            if "interrupted" in str(error):
-                raise deadline.too_late() from None
-            if "no such table" in str(error) or "no such column" in str(error):
-                raise DataError(f"{self.file}: is damaged: {error}", DAMAGED_HINT) from None
-            raise DataError(f"{self.file}: {error}", "Is its disk there, and may it be written to?") from None
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
-                raise
-            raise DataError(f"{self.file}: is damaged: {error}", DAMAGED_HINT) from None
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """SQLite's errors as such that say what to do; a full disk is an OSError as elsewhere."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "full" in str(error) or "disk I/O" in str(error):
+            raise OSError(f"{file}: {error}") from None
+        if "interrupted" in str(error):
+            raise deadline.too_late() from None
+        if "no such table" in str(error) or "no such column" in str(error):
+            raise DataError(f"{file}: is damaged: {error}", DAMAGED_HINT) from None
+        raise DataError(f"{file}: {error}", "Is its disk there, and may it be written to?") from None
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
+            raise
+        raise DataError(f"{file}: is damaged: {error}", DAMAGED_HINT) from None
 
 
 def _opened(file: Path, write: bool) -> sqlite3.Connection:
-    place = f"file:{quote(str(file.absolute()))}"
-    connection = _connected(f"{place}?mode={'rw' if write else 'ro'}")
+    connection = _connected(f"{uri_of(file)}?mode={'rw' if write else 'ro'}")
     try:
         if write:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # what is committed survives a power cut
         connection.execute("SELECT 1 FROM meta").fetchone()
-    except sqlite3.OperationalError:
+    except sqlite3.Error as error:
         connection.close()
-        if write:
+        if (
+            write
+            or not isinstance(error, sqlite3.OperationalError)
+            or any(why in str(error) for why in ("no such", "locked"))
+        ):
             raise
-        connection = _connected(f"{place}?mode=ro&immutable=1")  # where even readers' marks cannot be written
+        if has_log(file):  # without it an older state would be read, or an empty one, without a word
+            raise DataError(
+                f"{file}: what was written last is in {file.name}-wal, which cannot be read here: {error}",
+                "SQLite has to write into the folder for that. Make the folder writable and open the library once, "
+                "or copy the folder to where it may be written to.",
+            ) from None
+        connection = _connected(f"{uri_of(file)}?mode=ro&immutable=1")  # where even readers' marks cannot be written
     return connection
+
+
+def uri_of(file: Path) -> str:
+    """A file's name as SQLite takes it where options follow."""
+    return f"file:{quote(str(file.absolute()))}"
+
+
+def has_log(file: Path) -> bool:
+    """Whether something was written that is beside the file only, perhaps."""
+    log = Path(f"{file}-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 def _connected(place: str) -> sqlite3.Connection:

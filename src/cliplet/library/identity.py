@@ -6,10 +6,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from cliplet import model_folder
 from cliplet.errors import DataError, ModelError
 from cliplet.library.records import Identity
 from cliplet.runtime.encoder import Encoder, load
+from cliplet.runtime.engines import best_model_folder
 from cliplet.runtime.identity import features_hashes, graphs_of, model_hashes
+
+WHERE_HINT = "Name where it is now: cliplet index --library LIBRARY -m MODEL."
 
 
 def hashes_of(encoder: Encoder) -> dict[str, str]:
@@ -59,7 +63,7 @@ def open_again(place: str, identity: Identity | None, engine: str = "auto", mode
     except ModelError as error:
         raise ModelError(
             f"{place}: the model of its vectors cannot be opened: {error.message}",
-            error.hint or "Name where it is now: -m MODEL.",
+            WHERE_HINT if _is_away(source) or not error.hint else error.hint,
         ) from None
     refuse_other(place, identity, encoder)
     return encoder
@@ -91,4 +95,17 @@ def other_model(place: Any, held: Identity, given: Identity) -> DataError:
         f"{place}: holds vectors of another model, {held.source} ({held.dims} dimensions), not of {given.source} "
         f"({given.dims})",
         "Leave -m out to go on with that one, or embed all anew with --upgrade.",
+    )
+
+
+def _is_away(source: str) -> bool:
+    """Whether a model is no longer in the folder where it was."""
+    return Path(source).is_absolute() and not model_folder.is_model_folder(best_model_folder(source))
+
+
+def given_up(identity: Identity, vectors: int) -> str:
+    """What is said where an upgrade that has not come to its end makes room for something else."""
+    return (
+        f"the upgrade to {identity.source} was not finished, and is given up: the {vectors:,} vectors that it has made "
+        "are removed"
     )

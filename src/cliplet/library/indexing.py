@@ -8,70 +8,47 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from cliplet.data.endings import HEIC_ENDINGS
 from cliplet.data.images import MAX_BYTES
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import Problem, writable
 from cliplet.errors import DataError, ImageError
+from cliplet.library.batch import Batch, Counts, FileRead
+from cliplet.library.exchange import Exchange, IndexWriter, exchanged
 from cliplet.library.metadata import Metadata, date_parts, read_metadata
 from cliplet.library.scan import Scan, Seen, look
-from cliplet.library.store import Entry, Writer
+from cliplet.library.store import Entry
 
 if TYPE_CHECKING:
     from cliplet.runtime.encoder import Encoder
 
 COMMIT_SECONDS = 2.0
 TEXTS_AT_ONCE = 4096
+SAID = 3  # folders that cannot be looked through, that are named
 
 Tell = Callable[[int, int], None]  # of files (done, total)
 Say = Callable[[str], None]
 
 
 @dataclass
-class Counts:
-    """What a run did, in pictures."""
-
-    added: int = 0
-    changed: int = 0
-    moved: int = 0
-    removed: int = 0
-    unchanged: int = 0
-    embedded: int = 0  # of the added and changed ones, those whose content was new
-    failed: int = 0
-    captions: int = 0  # embedded
-    seconds: float = 0.0  # of reading and embedding pictures
-
-
-@dataclass
-class FileRead:
-    """What a worker found in a file."""
-
-    content: bytes
-    bytes: int
-    changed: int
-    columns: dict[str, object]
-
-
-@dataclass
 class Indexing:
     """A run over the folders of a library. `encoder` opens the model, when it is needed."""
 
-    writer: Writer
+    writer: IndexWriter
     encoder: Callable[[], Encoder]
     quarantine: Quarantine
     tell: Tell = lambda done, total: None
     say: Say = lambda message: None
     batch_size: int | None = None
     counts: Counts = field(default_factory=Counts)
+    _claims: dict[str, int] = field(default_factory=dict)  # pictures that were found under other names, by path
 
     def run(
         self,
@@ -86,14 +63,20 @@ class Indexing:
         """
         known = self.writer.known()
         scan = look(roots, known, self.writer.problems(), follow_links)
-        self.counts.unchanged = scan.unchanged
+        self.counts.unchanged, self.counts.hidden = scan.unchanged, scan.hidden
         self._said(scan)
         gone = set(scan.gone)
+        self._set_aside(exchanged(scan, known, self.writer, content_of_file), scan, gone)
         if scan.to_read:
             self._read(scan, gone, captions or {})
             refuse_vanished([root for root in roots if root not in scan.missing])
         self.writer.remove(sorted(gone), scan.gone_problems)
         self.counts.removed = len(gone)
+        if self.counts.unread:
+            self.say(
+                f"{self.counts.unread:,} pictures of the library cannot be read now; what is known of them is kept, "
+                "and they are tried again the next time (--quarantine FILE names them)"
+            )
         if captions:
             self._caption(captions)
         self._embed_captions()
@@ -104,7 +87,19 @@ class Indexing:
             self.say(f"{root}: is not there, or empty now; its pictures are kept (--forget {root} removes them)")
         if scan.links_out:
             self.say(f"{scan.links_out:,} links lead out of the folders and were not followed (--follow-links does)")
+        for problem in scan.problems[:SAID]:
+            self.say(f"{writable(problem.where)}: {problem.reason}; its pictures are kept")
+        if len(scan.problems) > SAID:
+            self.say(f"and {len(scan.problems) - SAID:,} folders more, likewise")
         self.quarantine.extend(scan.problems)
+
+    def _set_aside(self, exchange: Exchange, scan: Scan, gone: set[int]) -> None:
+        """Pictures that are under other names now become such whose files are gone, and theirs new ones."""
+        if exchange.aside:
+            self.writer.set_aside(sorted(exchange.aside))
+            gone.update(exchange.aside)
+            scan.to_read = [one._replace(id=None) if one.id in exchange.aside else one for one in scan.to_read]
+        self._claims = exchange.claims
 
     def _read(self, scan: Scan, gone: set[int], captions: Mapping[str, tuple[str, ...]]) -> None:
         """Reads and embeds; takes what was only moved out of `gone`."""
@@ -137,21 +132,58 @@ class Indexing:
                     if time.monotonic() - committed > COMMIT_SECONDS:
                         batch.commit()
                         committed = time.monotonic()
+            batch.commit()
+            self._embed_lost(batch)
         finally:
             batch.commit()
             self.counts.seconds = time.monotonic() - began
 
+    def _embed_lost(self, batch: Batch) -> None:
+        """Reads those again whose content had a vector when they were read, and none any more when they were written:
+        the last file that had it was changed meanwhile."""
+        lost, batch.lost = batch.lost, []
+
+        def read(entry: Entry) -> bytes:
+            data, about = read_file(entry.path)
+            if about.content != entry.content:
+                raise ImageError(f"{entry.path}: changes all the time")
+            return data
+
+        if lost:
+            done = 0
+            for features_BD, failed in self.encoder().encode_image_blocks(lost, batch_size=self.batch_size, read=read):
+                for row, entry in enumerate(lost[done : done + len(features_BD)]):
+                    if row not in failed:  # else the next run reads it
+                        entry.features_D = features_BD[row].copy()
+                        self.counts.embedded += 1
+                        batch.entries.append(entry)
+                done += len(features_BD)
+                batch.commit()
+
     def _failed(self, batch: Batch, seen: Seen, about: FileRead | None, error: ImageError) -> None:
         """A file that gave no picture. One that could not even be read is tried again the next time."""
         if about is None and not os.path.lexists(seen.path):
-            return  # it vanished since; the next run sees that it is gone
+            self.counts.unread += self._kept(batch, seen)
+            return  # it vanished since; the next run sees whether it is gone
         reason = error.message.removeprefix("picture given as bytes: ").removeprefix(f"{seen.path}: ")
         if seen.path.lower().endswith(HEIC_ENDINGS) and "not a picture" in reason:
             reason += "; HEIC needs a decoder: pip install -e '.[heic]' in cliplet's folder"
             about = None
         self.counts.failed += 1
         self.quarantine.extend([Problem(writable(seen.path), writable(reason))])
-        batch.problems.append((seen.path, seen.bytes, about.changed if about else -1, reason))
+        # A file that gave a picture once, and is as it was, is not to blame either.
+        as_it_was = about and seen.id is not None and self.writer.moved(about.content, {seen.id}) is not None
+        if (about is None or as_it_was) and self._kept(batch, seen):
+            self.counts.unread += 1
+        else:
+            batch.problems.append((seen.path, seen.bytes, about.changed if about else -1, reason))
+
+    def _kept(self, batch: Batch, seen: Seen) -> bool:
+        """Whether a file that cannot be read now is a picture of the library, which stays then as it is."""
+        id = self._claims.get(seen.path, seen.id)
+        if id is not None:
+            batch.gone.discard(id)
+        return id is not None
 
     def _caption(self, captions: Mapping[str, tuple[str, ...]]) -> None:
         """Captions for pictures that were there before, too."""
@@ -164,55 +196,47 @@ class Indexing:
             self.counts.captions += len(texts)
 
 
-class Batch:
-    """Pictures that are written together."""
-
-    def __init__(self, writer: Writer, counts: Counts, gone: set[int]):
-        self.writer, self.counts, self.gone = writer, counts, gone
-        self.entries: list[Entry] = []
-        self.problems: list[tuple[str, int, int, str]] = []
-
-    def add(self, seen: Seen, about: FileRead, features_D: np.ndarray, captions: tuple[str, ...] | None) -> None:
-        """One that was read; its features are NaN where its content has a vector already."""
-        new = not np.isnan(features_D[0])
-        entry = Entry(seen.path, about.bytes, about.changed, about.content, about.columns, captions)
-        entry.features_D, entry.id = (features_D.copy() if new else None), seen.id
-        if seen.id is None:
-            entry.id = self.writer.moved(about.content, self.gone)
-            if entry.id is None:
-                self.counts.added += 1
-            else:
-                self.gone.discard(entry.id)
-                self.counts.moved += 1
-        else:
-            self.counts.changed += 1
-        self.counts.embedded += new
-        self.entries.append(entry)
-
-    def commit(self) -> None:
-        """Writes them."""
-        if self.entries or self.problems:
-            entries, problems = self.entries, self.problems
-            self.entries, self.problems = [], []
-            self.writer.write(entries, problems)
-
-
 def read_file(path: str) -> tuple[bytes, FileRead]:
     """A file, and what is to be known of it. Raises ImageError where it cannot be read."""
     try:
-        with open(path, "rb") as stream:
+        with open(path, "rb", opener=_without_waiting) as stream:
             before = os.fstat(stream.fileno())
-            if before.st_size > MAX_BYTES:
-                raise ImageError(f"{path}: {before.st_size:,} bytes, over the limit of {MAX_BYTES:,}")
+            _refuse(path, before)
             data = stream.read(MAX_BYTES + 1)
             after = os.fstat(stream.fileno())
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
     same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns) and len(data) == after.st_size
     columns = columns_of(read_metadata(data), path)
-    content = hashlib.blake2b(data, digest_size=16).digest()
     # A file that changed while it was read is read again the next time.
-    return data, FileRead(content, len(data), before.st_mtime_ns if same else -1, columns)
+    return data, FileRead(_content(data), len(data), before.st_mtime_ns if same else -1, columns)
+
+
+def content_of_file(path: str) -> bytes | None:
+    """What a file is known by; None where it cannot be read."""
+    try:
+        with open(path, "rb", opener=_without_waiting) as stream:
+            _refuse(path, os.fstat(stream.fileno()))
+            return _content(stream.read(MAX_BYTES + 1))
+    except (OSError, ImageError):
+        return None
+
+
+def _content(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; a pipe at whose other end is nobody, too, which else would be waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _refuse(path: str, status: os.stat_result) -> None:
+    """Raises ImageError for what is not to be read."""
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path}: is no file")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(f"{path}: {status.st_size:,} bytes, over the limit of {MAX_BYTES:,}")
 
 
 def columns_of(metadata: Metadata, path: str) -> dict[str, object]:
@@ -233,26 +257,3 @@ def refuse_vanished(roots: Sequence[str]) -> None:
                 f"{root}: vanished while it was being indexed; what was embedded until then is kept",
                 "Once it is there again, the same command goes on.",
             )
-
-
-def read_captions(source: str | Path, folders: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Captions by real path from a data set: an annotation file of any kind that cliplet reads.
-
-    Its pictures are looked for where the data set itself would, and else by their names in the first of `folders`,
-    those that are indexed. Raises DataError.
-    """
-    from cliplet.data.readers import read_source
-
-    images = next(iter(folders), None)
-    try:
-        records = read_source(source).records
-    except DataError:
-        if images is None:
-            raise
-        records = read_source(source, images).records
-    return {os.path.realpath(record.image): one_line_each(record.captions) for record in records}
-
-
-def one_line_each(captions: Sequence[str]) -> tuple[str, ...]:
-    """Without line breaks, which separate captions in a library, and without repetitions."""
-    return tuple(dict.fromkeys(" ".join(caption.split()) for caption in captions))

@@ -6,8 +6,9 @@ change are taken out and put in anew, with the same numbers.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from cliplet.errors import DataError
+from cliplet.library.exchange import name_aside
 from cliplet.library.lance_care import care, forget_versions, retire, sweep, tidy
-from cliplet.library.lance_changes import Problem, Table
+from cliplet.library.lance_changes import Problem
+from cliplet.library.lance_due import index_is_due
+from cliplet.library.lance_known import UNREAD, KnownPictures
 from cliplet.library.lance_lease import WRITER, only_writer_of
-from cliplet.library.lance_rows import Before, picture_row, pictures_table
-from cliplet.library.lance_session import Session
+from cliplet.library.lance_rows import picture_row, pictures_table
 from cliplet.library.lance_tables import (
     BACKGROUND,
     CAPTIONS,
@@ -32,7 +35,7 @@ from cliplet.library.lance_tables import (
     vectors_of,
 )
 from cliplet.library.records import joined, listed
-from cliplet.library.store import Calibration, Entry, Known
+from cliplet.library.store import Calibration, Entry
 
 DEAD_SHARE, DEAD_LEAST = 0.5, 1000  # captions that nobody has, beyond which their vectors are removed
 NOT_UTF8 = "its name is not UTF-8, and LanceDB takes no other"
@@ -42,10 +45,10 @@ NOT_UTF8 = "its name is not UTF-8, and LanceDB takes no other"
 def writing(place: Place, say: Any, wait: bool) -> Iterator[LanceWriter]:
     """The library's writer. Raises DataError where another process is it, unless it is to `wait`."""
     with only_writer_of(place, say, wait):
-        yield LanceWriter(place)
+        yield LanceWriter(place, say)
 
 
-class LanceWriter(Session):
+class LanceWriter(KnownPictures):
     """See `store.Writer`."""
 
     def roots(self) -> list[str]:
@@ -67,32 +70,11 @@ class LanceWriter(Session):
             self.about.roots.remove(root)
         return len(ids)
 
-    def known(self) -> dict[str, Known]:
-        known = {path: Known(id, size, changed, True) for path, id, size, changed in _files(self.pictures)}
-        if self._active is not None:
-            there = {one.id for one in known.values()}
-            for path, id, size, changed in _files(self._active):
-                if id not in there:
-                    known.setdefault(path, Known(id, size, changed, False))
-        return known
-
     def problems(self) -> dict[str, tuple[int, int]]:
         return {os.fsdecode(path): about for path, about in self._problems.known.items()}
 
     def has_vector(self, content: bytes) -> bool:
         return content in self._contents
-
-    def moved(self, content: bytes, gone: set[int]) -> int | None:
-        ids = (*self._contents.ids(content), *self._active_contents.ids(content))
-        return next((id for id in ids if id in gone), None)
-
-    def contents_of(self, ids: Collection[int]) -> set[bytes]:
-        """What pictures, of those that answer as well, have in their files."""
-        found: set[bytes] = set()
-        for table in filter(None, (self._active, self.pictures)):
-            for condition in conditions("id", ids):
-                found.update(table.rows(["content"], condition)["content"].to_pylist())
-        return found
 
     def refusal(self, path: str) -> str:
         """Why a file of this name cannot be in the library; nothing where it can."""
@@ -111,6 +93,7 @@ class LanceWriter(Session):
                 rows.append(picture_row(entry, id, before.get(id)))
             self._take_out("id", held)
             self._take_out("path", [path for path, *_ in problems if is_utf8(path)])
+            self._not_unread(held, [path for path, *_ in problems])
             if rows:
                 self.pictures.append(pictures_table(rows, features_ND))
             self._problems.write(problems, [entry.path for entry in entries])
@@ -135,16 +118,6 @@ class LanceWriter(Session):
         features = [of_content[entry.content] for entry in entries]
         return np.stack(features) if features else np.empty((0, 1), dtype=np.float32)
 
-    def before(self, ids: Sequence[int]) -> dict[int, Before]:
-        """What stays of pictures that are read again, by number; at another model's first look at them, what those
-        have that answer."""
-        found: dict[int, Before] = {}
-        for table in filter(None, (self._active, self.pictures)):
-            for condition in conditions("id", ids):
-                for row in table.rows(["id", "captions", "own_captions", "added"], condition).to_pylist():
-                    found[row["id"]] = Before(listed(row["captions"]), listed(row["own_captions"]), row["added"])
-        return found
-
     def _take_out(self, column: str, values: Sequence[int | str]) -> None:
         """Removes pictures by a column."""
         there: dict[int, bytes] = {}
@@ -162,8 +135,18 @@ class LanceWriter(Session):
         if ids or problems:
             with self.change():
                 self._take_out("id", ids)
+                self._not_unread(ids)
                 self._problems.write([], problems)
+            self._gone.update(ids)
             self._waiting = None
+
+    def set_aside(self, ids: Sequence[int]) -> None:
+        changes: dict[int, dict[str, Any]] = {}
+        for condition in conditions("id", ids):
+            for row in self.pictures.rows(["id", "path"], condition).to_pylist():
+                path = name_aside(row["path"], row["id"])
+                changes[row["id"]] = {"path": path, "name": os.path.split(path)[1]}
+        self._rewrite(changes)
 
     def caption(self, captions: Sequence[tuple[int, tuple[str, ...]]]) -> None:
         self._rewrite({id: {"captions": joined(tuple(map(sound, texts)))} for id, texts in captions})
@@ -188,7 +171,11 @@ class LanceWriter(Session):
     def captions_without_vectors(self, at_most: int) -> list[str]:
         if self._waiting is None:
             self._waiting = {text: id for text, id in self._all_captions().items() if text not in self._embedded}
-        return list(self._waiting)[:at_most]
+            self._order, self._written = list(self._waiting), 0
+        while self._written < len(self._order) and self._order[self._written] not in self._waiting:
+            self._written += 1
+        rest = itertools.islice(self._order, self._written, None)
+        return list(itertools.islice((text for text in rest if text in self._waiting), at_most))
 
     def _all_captions(self) -> dict[str, int]:
         """Every caption, and a picture that has it."""
@@ -228,20 +215,34 @@ class LanceWriter(Session):
         assert generation is not None
         with self.change():
             if self.about.made is generation:
+                self._take_over()
                 if self.about.active:
                     retire(self.about, self.about.active)
                 self.about.active, self.about.made, self._active = generation, None, None
+                self._without_vector = [self.tables[UNREAD]]
+        changed, due = generation.versions != self._begun, index_is_due(self.tables, generation.search)
         with self.change():
-            captions = self.tables[CAPTIONS]
-            if len(captions):
-                dead = self._embedded - self._all_captions().keys()
-                if len(dead) > max(DEAD_LEAST, DEAD_SHARE * len(captions)):
-                    captions.delete("text", dead)
-                    self._embedded -= dead
-            generation.search = care(self.tables, queries)
+            if changed:
+                self._forget_captions()
+            if due:
+                generation.search = care(self.tables, queries)
+            elif changed:
+                for table in self.tables.values():
+                    tidy(table, to_the_end=True)
+            retired = len(self.about.retired)
             sweep(self.about, self.place)
-        names = [LIBRARY, self._problems.table.name, *(table.name for table in self.tables.values())]
-        forget_versions([*names, *([] if self.place.folder else [WRITER])], self.place)
+        if changed or due or len(self.about.retired) < retired:
+            names = [LIBRARY, self._problems.table.name, *(table.name for table in self.tables.values())]
+            forget_versions([*names, *([] if self.place.folder else [WRITER])], self.place)
+
+    def _forget_captions(self) -> None:
+        """Removes vectors of captions that no picture has, where they are most of them."""
+        captions = self.tables[CAPTIONS]
+        if len(captions):
+            dead = self._embedded - self._all_captions().keys()
+            if len(dead) > max(DEAD_LEAST, DEAD_SHARE * len(captions)):
+                captions.delete("text", dead)
+                self._embedded -= dead
 
     def reserve(self, count: int) -> int:
         """The first of so many numbers in a row that no picture has had."""
@@ -253,13 +254,8 @@ class LanceWriter(Session):
         number."""
         with self.change():
             self.pictures.append_fragments(fragments)
+            self._not_unread([id for id, _ in contents])
             tidy(self.pictures)
         for id, content in contents:
             self._contents.add(content, id)
         self._waiting = None
-
-
-def _files(table: Table) -> Iterator[tuple[Any, ...]]:
-    """Path, number, size and time of each picture."""
-    rows = table.rows(["path", "id", "bytes", "changed"])
-    yield from zip(*(rows[name].to_pylist() for name in ("path", "id", "bytes", "changed")), strict=True)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,15 +25,18 @@ import numpy as np
 
 from cliplet.errors import DataError
 from cliplet.files import written_beside
-from cliplet.library.database import Database
+from cliplet.library.database import BESIDE, Database, has_log
 from cliplet.library.local_reading import Reading, picture_of
 from cliplet.library.local_view import View
+from cliplet.library.locks import ASK_EVERY, LOCK, Busy, only_writer
 from cliplet.library.records import Identity, Picture
 from cliplet.library.store import CREATE_HINT, Calibration, ChangedError, Found, FoundCaption, Writer
 from cliplet.library.where import Where
 
 ABOUT, RECORDS = "library.json", "records.sqlite"
 FORMAT, FORMAT_VERSION = "cliplet-library", 1
+MEND_HINT = "Mend it with: cliplet index --library LIBRARY --repair."
+CREATING_SECONDS = 10.0  # that another process may need to make the same library
 TRIES = 3  # at a view that stays as it is while it is asked
 
 T = TypeVar("T")
@@ -58,20 +62,10 @@ class LocalStore:
     @classmethod
     def open_or_create(cls, folder: Path) -> LocalStore:
         """The library of the folder, made where there is nothing. Raises DataError where something else is."""
-        if not (folder / ABOUT).exists():
-            try:
-                if folder.exists() and any(one.name not in (RECORDS, f".{RECORDS}") for one in folder.iterdir()):
-                    raise DataError(
-                        f"{folder}: is there, and no library of cliplet",
-                        "Name an empty folder, or one that is not there yet.",
-                    )
-                folder.mkdir(parents=True, exist_ok=True)
-                Database.create(folder / RECORDS).close()
-                with written_beside(folder / ABOUT) as beside:
-                    about = {"format": FORMAT, "format_version": FORMAT_VERSION, "roots": []}
-                    beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            except (FileExistsError, NotADirectoryError):
-                raise DataError(f"{folder}: is no folder", "Name a folder for the library.") from None
+        try:
+            _create_if_none(folder)
+        except (FileExistsError, NotADirectoryError):
+            raise DataError(f"{folder}: is no folder", "Name a folder for the library.") from None
         return cls.open(folder)
 
     @property
@@ -181,13 +175,13 @@ def read_about(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it is of the format {about['format']}")
         version = about["format_version"]
     except FileNotFoundError:
-        raise DataError(f"{folder}: is no library", CREATE_HINT) from None
+        raise _without_about(folder) from None
     except NotADirectoryError:
         raise DataError(f"{folder}: is a file; a library is a folder", CREATE_HINT) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder / ABOUT}: cannot be read: {error}",
-            "Mend it with: cliplet index --library LIBRARY --repair.",
+            MEND_HINT,
         ) from None
     if version != FORMAT_VERSION:
         raise DataError(
@@ -195,3 +189,58 @@ def read_about(folder: Path) -> dict[str, Any]:
             "Upgrade cliplet, or index the pictures anew into another library.",
         )
     return dict(about)
+
+
+def _create_if_none(folder: Path) -> None:
+    """Makes an empty library where there is nothing, or only what such a try left that failed or was killed. Of several
+    processes one makes it, and the others find it made."""
+    end = time.monotonic() + CREATING_SECONDS
+    while not (folder / ABOUT).exists():
+        if folder.exists() and not all(_is_of_creation(file.name) for file in folder.iterdir()):
+            if (folder / ABOUT).exists():
+                return  # somebody made it meanwhile, and writes into it already
+            if (folder / RECORDS).exists():
+                raise _without_about(folder)
+            raise DataError(
+                f"{folder}: is there, and no library of cliplet", "Name an empty folder, or one that is not there yet."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with only_writer(folder, lambda message: None, wait=False):
+                if not (folder / ABOUT).exists():
+                    _create(folder)
+        except Busy:
+            if time.monotonic() > end:
+                raise
+            time.sleep(ASK_EVERY)
+
+
+def _create(folder: Path) -> None:
+    for pattern in (f".{RECORDS}.*", f".{Path(ABOUT).stem}.*"):
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
+    records = folder / RECORDS
+    if records.exists() and records.stat().st_size:
+        with closing(Database(records)) as database:
+            if any(database.rows(f"SELECT 1 FROM {table} LIMIT 1") for table in ("pictures", "roots", "generations")):
+                raise _without_about(folder)
+    elif has_log(records):
+        raise _without_about(folder)
+    else:
+        Database.create(records).close()
+    with written_beside(folder / ABOUT) as beside:
+        about = {"format": FORMAT, "format_version": FORMAT_VERSION, "roots": []}
+        beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_of_creation(name: str) -> bool:
+    """Whether a file may be there while a library is made, or after that failed."""
+    mine = (LOCK, RECORDS, *(f"{RECORDS}{ending}" for ending in BESIDE))
+    return name in mine or name.startswith((f".{RECORDS}.", f".{Path(ABOUT).stem}."))
+
+
+def _without_about(folder: Path) -> DataError:
+    """For a folder without library.json."""
+    if (folder / RECORDS).exists():
+        return DataError(f"{folder / ABOUT}: is missing", MEND_HINT)
+    return DataError(f"{folder}: is no library", CREATE_HINT)

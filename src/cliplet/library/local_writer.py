@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import datetime, timezone
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,19 @@ import numpy as np
 from cliplet.errors import DataError
 from cliplet.files import written_beside
 from cliplet.library.database import IMAGE, TEXT, Database, named
-from cliplet.library.identity import other_model
+from cliplet.library.exchange import name_aside
+from cliplet.library.identity import given_up, other_model
 from cliplet.library.local import ABOUT, RECORDS, read_about
-from cliplet.library.local_reading import content_of_text
+from cliplet.library.local_clearing import clear_files
 from cliplet.library.local_compact import compact_if_worth_it
+from cliplet.library.local_pictures import write_captions_of, write_picture
+from cliplet.library.local_reading import content_of_text
 from cliplet.library.local_view import file_names
 from cliplet.library.locks import only_writer
 from cliplet.library.matrix import Matrix
 from cliplet.library.nearest import Neighbours
-from cliplet.library.records import Identity, joined
+from cliplet.library.records import Identity
 from cliplet.library.store import Calibration, Entry, Known
-
-COLUMNS = ("format", "width", "height", "taken", "year", "month", "day", "hour", "latitude", "longitude", "camera")
 
 
 @contextmanager
@@ -55,6 +56,9 @@ class LocalWriter:
         self.image: Matrix
         self.text: Matrix
         self.rows = {IMAGE: 0, TEXT: 0}
+        self._changed = False  # whether pictures or captions were: rows may be nobody's then
+        self._captions_to = b""  # contents of captions up to here have vectors
+        self._captions_given: list[str] = []  # without one, as they were last given out
 
     def begin(self, identity: Identity, upgrade: bool = False) -> None:
         active = self.database.rows("SELECT * FROM generations WHERE active")
@@ -62,7 +66,8 @@ class LocalWriter:
             held = Identity.from_json(active[0]["identity"])
             if not held.same_vectors(identity):
                 raise other_model(self.folder, held, identity)
-            self.clear_unfinished(keep=None)
+            self._give_up_unfinished(keep=None)
+            self._found_at(active[0], identity)
             self.open(active[0])
             return
         made = [
@@ -70,8 +75,10 @@ class LocalWriter:
             for row in self.database.rows("SELECT * FROM generations WHERE NOT active")
             if Identity.from_json(row["identity"]).same_vectors(identity)
         ]
-        self.clear_unfinished(keep=made[0]["id"] if made else None)
-        if not made:
+        self._give_up_unfinished(keep=made[0]["id"] if made else None)
+        if made:
+            self._found_at(made[0], identity)
+        else:
             self.database.run(
                 "INSERT INTO generations (identity, dims, active) VALUES (?, ?, ?)",
                 [identity.to_json(), identity.dims, int(not active)],
@@ -90,15 +97,30 @@ class LocalWriter:
                 matrix.vectors(self.rows[kind])  # raises what says so
             matrix.cut(self.rows[kind])
 
+    def _found_at(self, row: Any, identity: Identity) -> None:
+        """Remembers where the model of a generation is, which may have been moved."""
+        held = Identity.from_json(row["identity"])
+        if identity.source and identity.source != held.source:
+            there = replace(held, source=identity.source)
+            self.database.run("UPDATE generations SET identity = ? WHERE id = ?", [there.to_json(), row["id"]])
+
+    def _give_up_unfinished(self, keep: int | None) -> None:
+        """As `clear_unfinished`, and says so of an upgrade that has not come to its end."""
+        rows = self.database.rows("SELECT identity FROM generations WHERE active")
+        active = [Identity.from_json(row[0]) for row in rows]
+        for row in self.database.rows("SELECT * FROM generations WHERE NOT active AND id IS NOT ?", [keep]):
+            identity = Identity.from_json(row["identity"])
+            if row["image_rows"] and not any(one.same_vectors(identity) for one in active):
+                self.say(given_up(identity, int(row["image_rows"])))
+        self.clear_unfinished(keep)
+
     def clear_unfinished(self, keep: int | None) -> None:
         """Removes generations that are neither active nor to be gone on with, and files of any that are no more."""
         self.database.run("DELETE FROM generations WHERE NOT active AND id IS NOT ?", [keep])
         held = {int(row[0]) for row in self.database.rows("SELECT id FROM generations")}
         self.database.run("DELETE FROM vectors WHERE generation NOT IN (SELECT id FROM generations)")
-        for file in self.folder.glob("*-*.*"):
-            part, _, number = file.name.partition(".")[0].rpartition("-")
-            if part in ("vectors", "captions", "background") and number.isdecimal() and int(number) not in held:
-                file.unlink(missing_ok=True)
+        last = self.database.rows("SELECT seq FROM sqlite_sequence WHERE name = 'generations'")
+        clear_files(self.folder, held, int(last[0][0]) if last else 0, self.say)
 
     def roots(self) -> list[str]:
         return [named(row[0]) for row in self.database.rows("SELECT path FROM roots ORDER BY path")]
@@ -158,6 +180,13 @@ class LocalWriter:
         )
         return int(found[0][0]) if found else None
 
+    def set_aside(self, ids: Sequence[int]) -> None:
+        with self.database.transaction():
+            for id in ids:
+                aside = name_aside(named(self.database.rows("SELECT path FROM pictures WHERE id = ?", [id])[0][0]), id)
+                name = os.path.split(aside)[1]
+                self.database.run("UPDATE pictures SET path = ?, name = ? WHERE id = ?", [aside, name, id])
+
     def moved(self, content: bytes, gone: set[int]) -> int | None:
         rows = self.database.rows("SELECT id FROM pictures WHERE content = ?", [content])
         return next((int(row[0]) for row in rows if row[0] in gone), None)
@@ -172,10 +201,11 @@ class LocalWriter:
         with self.database.transaction():
             self.point(IMAGE, contents)
             for entry in entries:
-                self._write_picture(entry)
+                write_picture(self.database, entry)
             self.database.run_many("INSERT OR REPLACE INTO problems VALUES (?, ?, ?, ?)", problems)
             self.database.run_many("DELETE FROM pictures WHERE path = ?", [[path] for path, *_ in problems])
         self.rows[IMAGE] += len(contents)
+        self._captions_to, self._changed = b"", True
 
     def _append(self, matrix: Matrix, kind: int, contents: list[bytes], features: list[np.ndarray]) -> None:
         if contents:
@@ -189,42 +219,6 @@ class LocalWriter:
         column = "image_rows" if kind == IMAGE else "text_rows"
         self.database.run(f"UPDATE generations SET {column} = ? WHERE id = ?", [first + len(contents), self.generation])
 
-    def _write_picture(self, entry: Entry) -> None:
-        folder, name = os.path.split(entry.path)
-        own = tuple(entry.columns.get("own_captions", ()))
-        values = {column: entry.columns.get(column) for column in COLUMNS}
-        values |= {"path": entry.path, "name": name, "folder": folder, "bytes": entry.bytes}
-        values |= {"changed": entry.changed, "content": entry.content, "own_captions": joined(own)}
-        values["tags"] = joined(tuple(entry.columns.get("tags", ())))
-        self.database.run("DELETE FROM problems WHERE path = ?", [entry.path])
-        id = entry.id
-        if id is None:
-            values["added"] = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-            marks = ", ".join("?" * len(values))
-            statement = f"INSERT INTO pictures ({', '.join(values)}) VALUES ({marks})"
-            id = int(self.database.run(statement, list(values.values())).lastrowid or 0)
-            before: tuple[str, ...] | None = None
-        else:
-            row = self.database.rows("SELECT own_captions FROM pictures WHERE id = ?", [id])[0]
-            before = tuple(row[0][1:-1].split("\n")) if row[0] else ()
-            changes = ", ".join(f"{column} = ?" for column in values)
-            self.database.run(f"UPDATE pictures SET {changes} WHERE id = ?", [*values.values(), id])
-        if entry.captions is not None:
-            self._write_captions(id, entry.captions)
-        elif before is None or before != own:
-            kept = self._captions(id) if before is not None else ()
-            self._write_captions(id, tuple(dict.fromkeys((*(one for one in kept if one not in (before or ())), *own))))
-
-    def _captions(self, id: int) -> tuple[str, ...]:
-        rows = self.database.rows("SELECT text FROM captions WHERE picture = ? ORDER BY place", [id])
-        return tuple(row[0] for row in rows)
-
-    def _write_captions(self, id: int, captions: tuple[str, ...]) -> None:
-        self.database.run("DELETE FROM captions WHERE picture = ?", [id])
-        rows = [(id, place, text, content_of_text(text)) for place, text in enumerate(captions)]
-        self.database.run_many("INSERT INTO captions VALUES (?, ?, ?, ?)", rows)
-        self.database.run("UPDATE pictures SET captions = ? WHERE id = ?", [joined(captions), id])
-
     def touch(self, files: Sequence[tuple[int, int, int]]) -> None:
         with self.database.transaction():
             self.database.run_many(
@@ -236,19 +230,24 @@ class LocalWriter:
         with self.database.transaction():
             self.database.run_many("DELETE FROM pictures WHERE id = ?", [[id] for id in ids])
             self.database.run_many("DELETE FROM problems WHERE path = ?", [[path] for path in problems])
+        self._changed = self._changed or bool(ids)
 
     def caption(self, captions: Sequence[tuple[int, tuple[str, ...]]]) -> None:
         with self.database.transaction():
             for id, texts in captions:
-                self._write_captions(id, texts)
+                write_captions_of(self.database, id, texts)
+        self._captions_to, self._changed = b"", True
 
     def captions_without_vectors(self, at_most: int) -> list[str]:
+        # In the order of their contents, so that the next call goes on where this one's are written.
         rows = self.database.rows(
-            f"SELECT DISTINCT c.text FROM captions AS c LEFT JOIN vectors AS v ON v.generation = ? AND v.kind = {TEXT} "
-            "AND v.content = c.content WHERE v.row IS NULL LIMIT ?",
-            [self.generation, at_most],
+            "SELECT c.text FROM captions AS c WHERE c.content > ? AND NOT EXISTS (SELECT 1 FROM vectors AS v "
+            f"WHERE v.generation = ? AND v.kind = {TEXT} AND v.content = c.content) "
+            "GROUP BY c.content ORDER BY c.content LIMIT ?",
+            [self._captions_to, self.generation, at_most],
         )
-        return [row[0] for row in rows]
+        self._captions_given = [row[0] for row in rows]
+        return list(self._captions_given)
 
     def write_captions(self, texts: Sequence[str], features_CD: np.ndarray) -> None:
         contents = [content_of_text(text) for text in texts]
@@ -256,6 +255,8 @@ class LocalWriter:
         with self.database.transaction():
             self.point(TEXT, contents)
         self.rows[TEXT] += len(contents)
+        if contents and list(texts) == self._captions_given:
+            self._captions_to = contents[-1]
 
     def set_calibration(self, calibration: Calibration) -> None:
         with written_beside(file_names(self.folder, self.generation)["background"]) as beside:
@@ -265,14 +266,21 @@ class LocalWriter:
         self.database.run("UPDATE generations SET calibration = ? WHERE id = ?", [json.dumps(numbers), self.generation])
 
     def finish(self, queries: Callable[[], np.ndarray]) -> None:
-        with self.database.transaction():
-            self.database.run("UPDATE generations SET active = (id = ?)", [self.generation])
-        self.clear_unfinished(keep=None)
-        compact_if_worth_it(self)
+        if not self.database.rows("SELECT 1 FROM generations WHERE id = ? AND active", [self.generation]):
+            with self.database.transaction():
+                self.database.run("UPDATE generations SET active = (id = ?)", [self.generation])
+            self.clear_unfinished(keep=None)
+            self._changed = True
+        if self._changed:
+            compact_if_worth_it(self)
         self._write_about()
         names = file_names(self.folder, self.generation)
         neighbours = Neighbours(self.image.vectors(self.rows[IMAGE]), names["index"])
+        if neighbours.due() is None:
+            return
         try:
             neighbours.update(queries, self.say)
         except DataError as error:
             self.say(f"the approximate index could not be written, and searching stays exact: {error.message}")
+        else:  # readers look again when the records change, and nothing else in them tells of an index
+            self.database.run("INSERT OR REPLACE INTO meta VALUES ('indexed', ?)", [str(time.time_ns())])

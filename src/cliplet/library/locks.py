@@ -21,17 +21,21 @@ LOCK = "writer.lock"
 ASK_EVERY = 0.2  # seconds
 
 
+class Busy(DataError):
+    """Another process writes to the library."""
+
+
 @contextmanager
 def only_writer(folder: Path, say: Callable[[str], None], wait: bool) -> Iterator[None]:
-    """Holds the folder's lock. Where another process has it: waits, or raises DataError that says who. It is gone with
-    its holder, however that ends."""
+    """Holds the folder's lock. Where another process has it: waits, or raises Busy that says who. It is gone with its
+    holder, however that ends."""
     file = folder / LOCK
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if not _taken(handle):
             holder = _holder(file)
             if not wait:
-                raise DataError(
+                raise Busy(
                     f"{folder}: another process is writing to the library: {holder}",
                     "Wait for its end, or let this command wait: --wait.",
                 )
@@ -39,9 +43,10 @@ def only_writer(folder: Path, say: Callable[[str], None], wait: bool) -> Iterato
             while not _taken(handle):
                 time.sleep(ASK_EVERY)
         about = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.ftruncate(handle, 0)
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, json.dumps(about).encode())
+        with suppress(OSError):  # a full disk: it is only told to whoever asks
+            os.ftruncate(handle, 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, json.dumps(about).encode())
         yield
     finally:
         os.close(handle)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,26 @@ class Matrix:
         """
         unit_BD = features_BD / np.linalg.norm(features_BD, axis=1, keepdims=True)
         half_BD = np.ascontiguousarray(unit_BD, dtype=np.float16)
-        about = np.empty(len(half_BD), dtype=ROW)
-        about["content"] = [np.void(content) for content in contents]
-        about["checksum"] = checksums(half_BD)
+        about_B = np.empty(len(half_BD), dtype=ROW)
+        about_B["content"] = [np.void(content) for content in contents]
+        about_B["checksum"] = checksums(half_BD)
+        self.put(start, half_BD, about_B)
+
+    def put(self, start: int, half_BD: np.ndarray, about_B: np.ndarray) -> None:
+        """The same with rows as they are in a matrix, bit for bit: (B, D) float16, and (B,) of the dtype ROW. So what
+        is damaged stays known as such. Raises OSError."""
         _write_at(self.vectors_file, start * self.dims * 2, half_BD.tobytes())
-        _write_at(self.rows_file, start * ROW.itemsize, about.tobytes())
+        _write_at(self.rows_file, start * ROW.itemsize, about_B.tobytes())
+
+    def blank(self, places: Sequence[int]) -> None:
+        """Makes rows zeros that are told from whole ones, for damaged numbers may be none and disturb a search. Rows
+        stay where they are, for readers have them mapped. Raises OSError."""
+        vectors_ND = self.vectors(self.whole_rows())
+        filled = [place for place in places if vectors_ND[place].any()]
+        for run in np.split(np.asarray(filled, dtype=np.int64), np.flatnonzero(np.diff(filled) > 1) + 1):
+            if len(run):
+                zeros_BD = np.zeros((len(run), self.dims), dtype=np.float16)
+                self.put(int(run[0]), zeros_BD, np.zeros(len(run), dtype=ROW))
 
     def cut(self, rows: int) -> None:
         """Takes off what stands after so many rows. Raises OSError."""
@@ -73,7 +89,7 @@ class Matrix:
         wrong = [np.arange(there, rows)]
         for start in range(0, there, CHECKED_AT_ONCE):
             span = slice(start, min(start + CHECKED_AT_ONCE, there))
-            wrong.append(start + np.flatnonzero(checksums(vectors_ND[span]) != about_N["checksum"][span]))
+            wrong.append(start + np.flatnonzero(~are_whole(vectors_ND[span], about_N[span])))
         return np.sort(np.concatenate(wrong))
 
     def remove(self) -> None:
@@ -89,6 +105,11 @@ class Matrix:
                 f"{file}: does not hold the {shape[0]:,} rows that the library's records speak of ({error})",
                 "Mend it with: cliplet index --library LIBRARY --repair.",
             ) from None
+
+
+def are_whole(half_BD: np.ndarray, about_B: np.ndarray) -> np.ndarray:
+    """Of each row whether it is what was written, (B,) bool."""
+    return np.asarray(checksums(half_BD) == about_B["checksum"])
 
 
 def checksums(half_BD: np.ndarray) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from cliplet.data.endings import ENDINGS, HEIC_ENDINGS
@@ -12,6 +14,7 @@ from cliplet.data.records import Problem
 from cliplet.errors import DataError
 from cliplet.library.store import Known
 
+PICTURES = (*ENDINGS, *HEIC_ENDINGS)
 LIBRARY_FILES = {"library.json", "records.sqlite"}  # a folder that holds both is a library, whose pictures are not new
 
 
@@ -34,7 +37,8 @@ class Scan:
     gone_problems: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # folders that are not there, or empty now; theirs is kept
     links_out: int = 0  # links that lead out of the folders, and were not followed
-    problems: list[Problem] = field(default_factory=list)  # folders that cannot be listed; theirs is kept
+    problems: list[Problem] = field(default_factory=list)  # folders that cannot be looked through; theirs is kept
+    hidden: int = 0  # pictures without a vector, in places that cannot be looked at now
 
 
 def look(
@@ -47,8 +51,7 @@ def look(
     scan = Scan()
     walk = _Walk(scan, roots, follow_links)
     there: set[str] = set()
-    for root in _outermost(roots):
-        before = len(there)
+    for root in sorted(set(roots)):  # one that lies in another comes after it, and has been looked through by then
         for path, size, changed in walk.files(root):
             there.add(path)
             one = known.get(path)
@@ -56,13 +59,14 @@ def look(
                 scan.unchanged += 1
             elif one is not None or problems.get(path) != (size, changed):
                 scan.to_read.append(Seen(path, size, changed, one.id if one else None))
-        if len(there) == before and not walk.failed(root):
-            walk.unknown.append(os.path.join(root, ""))
-            if any(path.startswith(walk.unknown[-1]) for path in known):  # what a drive that is not mounted looks like
-                scan.missing.append(root)
+    _spare_empty(walk, known, there)
     kept = tuple(walk.unknown)
     for path, one in known.items():
-        if path not in there and not path.startswith(kept):
+        if path in there:
+            continue
+        if path.startswith(kept) or path in walk.unseen:
+            scan.hidden += not one.embedded
+        else:
             scan.gone[one.id] = path
     scan.gone_problems = [path for path in problems if path not in there and not path.startswith(kept)]
     return scan
@@ -80,19 +84,17 @@ def check_folders(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
     return checked
 
 
-def inside(path: str, folders: Collection[str]) -> bool:
-    """Whether a path lies in one of the folders, once links are followed."""
-    real = os.path.realpath(path)
-    return any(os.path.join(real, "").startswith(os.path.join(os.path.realpath(folder), "")) for folder in folders)
-
-
-def _outermost(roots: Sequence[str]) -> list[str]:
-    """Without those that lie in others."""
-    return [
-        root
-        for root in dict.fromkeys(roots)
-        if not any(root != other and root.startswith(os.path.join(other, "")) for other in roots)
-    ]
+def _spare_empty(walk: _Walk, known: Mapping[str, Known], there: set[str]) -> None:
+    """Keeps what is known of folders in which nothing is now: so looks a drive that is not mounted, wherever its mount
+    point lies, below another of the folders too."""
+    occupied = {os.path.join(os.path.split(path)[0], "") for path in there}
+    for root in sorted(set(walk.roots)):
+        inside = os.path.join(root, "")
+        if inside.startswith(tuple(walk.unknown)) or any(folder.startswith(inside) for folder in occupied):
+            continue
+        walk.unknown.append(inside)
+        if any(path.startswith(inside) for path in known):
+            walk.scan.missing.append(root)
 
 
 class _Walk:
@@ -101,11 +103,9 @@ class _Walk:
     def __init__(self, scan: Scan, roots: Sequence[str], follow_links: bool):
         self.scan, self.roots, self.follow_links = scan, roots, follow_links
         self.unknown: list[str] = []  # folders, ending in a slash, of whose content nothing is known
+        self.unseen: set[str] = set()  # files that are there, and of which nothing can be known
+        self._real_roots = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
         self._been: set[tuple[int, int]] = set()  # folders, by device and number: links may lead in circles
-
-    def failed(self, root: str) -> bool:
-        """Whether the folder itself could not be listed."""
-        return os.path.join(root, "") in self.unknown
 
     def files(self, root: str) -> Iterator[tuple[str, int, int]]:
         """Path, size and time of each picture by its ending, without hidden ones; sorted within a folder."""
@@ -130,27 +130,53 @@ class _Walk:
             return [], []
         self._been.add((status.st_dev, status.st_ino))
         files, folders, names = [], [], set()
+        refused: list[OSError] = []
         with os.scandir(folder) as entries:
             for entry in entries:
                 names.add(entry.name)
-                if entry.name.startswith(".") or (entry.is_symlink() and not self._followed(entry)):
+                if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    folders.append(entry.path)
-                elif entry.name.lower().endswith((*ENDINGS, *HEIC_ENDINGS)):
-                    try:
-                        about = entry.stat()
-                    except OSError:  # gone since, or a link to nowhere
+                picture = entry.name.lower().endswith(PICTURES)
+                try:
+                    if entry.is_symlink() and not self._followed(entry, picture):
                         continue
-                    files.append((entry.path, about.st_size, about.st_mtime_ns))
+                    if entry.is_dir():
+                        folders.append(entry.path)
+                    elif picture:
+                        about = entry.stat()
+                        if stat.S_ISREG(about.st_mode):  # reading from a pipe may never end
+                            files.append((entry.path, about.st_size, about.st_mtime_ns))
+                except (FileNotFoundError, NotADirectoryError):  # gone since, or a link to nowhere
+                    continue
+                except OSError as error:  # it may well be there, as in a folder that can be listed and not entered
+                    refused.append(error)
+                    self._keep(entry.path, picture)
         if names >= LIBRARY_FILES:
             return [], []
+        if refused:
+            reason = f"{len(refused):,} of its entries cannot be looked at: {refused[0].strerror}"
+            self.scan.problems.append(Problem(folder, reason))
         return sorted(files), sorted(folders)
 
-    def _followed(self, entry: os.DirEntry[str]) -> bool:
-        """A link within the folders leads to what is found there anyway; one out of them is followed when asked."""
-        if inside(entry.path, self.roots):
-            return False
+    def _keep(self, path: str, picture: bool) -> None:
+        if picture:
+            self.unseen.add(path)
+        else:  # it may be a folder
+            self.unknown.append(os.path.join(path, ""))
+
+    def _followed(self, entry: os.DirEntry[str], picture: bool) -> bool:
+        """A link within the folders leads to what is found there anyway, but for a file in a hidden folder, as of
+        git-annex, or one whose own name is no picture's. One out of them is followed when asked."""
+        real = os.path.realpath(entry.path)
+        roots = [root for root in self._real_roots if os.path.join(real, "").startswith(root)]
+        if roots:
+            return picture and not os.path.isdir(real) and not any(_is_walked_to(real, root) for root in roots)
         if not self.follow_links:
-            self.scan.links_out += os.path.exists(entry.path)
+            self.scan.links_out += os.path.exists(real)
         return self.follow_links
+
+
+def _is_walked_to(real: str, root: str) -> bool:
+    """Whether a file in a folder is found without a link."""
+    parts = Path(real[len(root) :]).parts
+    return parts[-1].lower().endswith(PICTURES) and not any(part.startswith(".") for part in parts)
