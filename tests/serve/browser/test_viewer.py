@@ -132,8 +132,24 @@ def test_the_place_behind_an_open_picture_outlives_a_reload(page):
     wait_for_name(page, label.split(",")[0])
     page.keyboard.press("Escape")
     page.wait_for_selector("#viewer:not([open])", state="attached")
-    assert focused(page) == label
+    page.wait_for_function("label => document.activeElement.getAttribute('aria-label') === label", arg=label)
     assert page.evaluate("scrollY") == pytest.approx(place, abs=250)
+
+
+def test_a_picture_that_is_closed_before_the_results_are_there_gets_the_focus_when_they_are(page):
+    type_words(page, "a disc")
+    name = open_first(page, 1)
+    held = []
+    page.route("**/search?*", lambda route: held.append(route))
+    page.reload()
+    wait_for_name(page, name)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#viewer:not([open])", state="attached")
+    while not held:
+        page.wait_for_timeout(20)
+    for route in held:
+        route.continue_()
+    page.wait_for_function("name => (document.activeElement.ariaLabel || '').startsWith(name)", arg=name)
 
 
 def test_a_picture_that_is_not_there_is_told(open_page):

@@ -23,6 +23,7 @@ export class SearchView {
     this.page = page;
     /** @type {Feed|null} */
     this.feed = null;
+    this.awaited = null; // the picture that is to get the focus, and of which question
     this.grid = new Grid(byId("grid"), {
       tile: (hit, before) => tile(hit, { ...store.state, library: this.feed.question.library }, page, before),
       open: (index) => page.open(this.grid.hits[index].id, byId("grid")),
@@ -74,6 +75,7 @@ export class SearchView {
     byId("end").textContent = feed.ended && feed.hits.length > 30 ? all : "";
     if (other) scrollTo({ top: store.arrived ? (history.state?.y ?? 0) : 0, behavior: "instant" });
     if (fresh) this.page.announce(byId("summary").textContent);
+    this.comeBack();
     if (!feed.ended) {
       // An observer tells of changes only: what is still in sight after a page is looked at anew.
       this.watcher.unobserve(byId("end"));
@@ -136,7 +138,16 @@ export class SearchView {
   focus(id) {
     const index = this.grid.hits.findIndex((hit) => hit.id === id);
     if (index >= 0) this.grid.focus(index);
+    else this.awaited = { id, question: questionOf(this.store.state) };
     return index >= 0;
+  }
+
+  /** To the picture that was closed before the results behind it were there, unless the person has gone on since. */
+  comeBack() {
+    const { awaited } = this;
+    const still = [document.body, byId("results"), byId("q")].includes(document.activeElement);
+    if (awaited?.question === questionOf(this.store.state) && still) this.focus(awaited.id);
+    this.awaited = null;
   }
 
   keepPlace() {
@@ -145,6 +156,9 @@ export class SearchView {
     this.store.keep({ y: Math.round(scrollY), count: this.feed.hits.length });
   }
 }
+
+/** @param {import("./state.js").State} state @returns {string} what is asked, of whichever library */
+const questionOf = (state) => JSON.stringify([terms(state), state.filters, state.by]);
 
 /** @param {import("./state.js").State} state @returns {string} what a window with these results is called */
 export const titleOf = (state) => {
