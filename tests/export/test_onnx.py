@@ -179,6 +179,8 @@ def test_every_recipe_at_full_size(name, tmp_path, captions):
     data["image"]["weights"] = data["text"]["sources"] = data["text"]["tokenizer"]["sources"] = []
     if data["text"]["tokenizer"]["kind"] == "huggingface":
         data["text"]["tokenizer"]["kind"] = "bpe"
+    if data["text"]["kind"] == "huggingface" and not data["text"]["architecture"]:  # that of its weights
+        data["text"]["architecture"] = recipe("vittiny-minilm").model.text.architecture
     torch.manual_seed(0)
     model = DualEncoder.build(validated(ModelConfig, data, name), captions * 40)
     model.save_pretrained(tmp_path / "model")
