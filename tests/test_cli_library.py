@@ -3,13 +3,17 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cliplet.cli import main
-from cliplet.cli.library import plain_options
+from cliplet.cli.library import _told, plain_options
+from cliplet.library.records import Hit, Hits
+from cliplet.library.telling import search_text
+from cliplet.results import IndexSummary
 
 PROMPT = """
 import sys
@@ -157,6 +161,8 @@ def test_plain_searches(words, plain):
         (["index", "nowhere", "--library", "LIB"], "is not there"),
         (["index", "--library", "new.library"], "no model yet"),
         (["index", "--library", "new.library", "--repair"], "nothing of a library"),
+        (["index", "", "--library", "LIB"], "named by nothing"),
+        (["index", "--library", ""], "named by nothing"),
         (["duplicates", "LIB", "--alike", "2"], "--alike"),
     ],
 )
@@ -165,6 +171,89 @@ def test_what_cannot_be(library, capsys, tmp_path, monkeypatch, words, message):
     assert main([str(library) if word == "LIB" else word for word in words]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("before", ["nothing", "an empty folder"])
+@pytest.mark.parametrize("place", ["over/new.library", "lance:over/new"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["PHOTOS"],
+        ["nowhere", "-m", "MODEL"],
+        ["PHOTOS", "-m", "nowhere"],
+        ["PHOTOS", "-m", "MODEL", "--engine", "nothing"],
+        ["PHOTOS", "-m", "MODEL", "--captions", "nowhere.tsv"],
+        ["-m", "MODEL"],
+    ],
+    ids=["no model", "no folder", "wrong model", "wrong engine", "no captions", "no folders"],
+)
+def test_an_index_that_fails_leaves_nothing_behind(
+    library, exported_model, capsys, tmp_path, monkeypatch, words, place, before
+):
+    monkeypatch.chdir(tmp_path)
+    if before != "nothing":
+        (tmp_path / place.removeprefix("lance:")).mkdir(parents=True)
+    there = sorted(tmp_path.rglob("*"))
+    meant = {"PHOTOS": str(library.parent / "photos"), "MODEL": str(exported_model)}
+    assert main(["index", "--library", place, *(meant.get(word, word) for word in words)]) == 1
+    assert capsys.readouterr().err.startswith("error: ") and sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_library_with_pictures_stays_when_an_index_fails(library, capsys):
+    assert main(["index", str(library.parent / "photos"), "--library", str(library), "--captions", "nowhere.tsv"]) == 1
+    assert "nowhere.tsv" in capsys.readouterr().err
+    assert {"records.sqlite", "library.json", "vectors-1.f16"} <= {file.name for file in library.iterdir()}
+
+
+def summary(**values):
+    counts = dict.fromkeys(IndexSummary.model_fields, 0) | {"library": "l", "model": "m", "engine": ""}
+    return IndexSummary(**{name: counts[name] for name in counts if not name.startswith("format")} | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"added": 60, "embedded": 1, "pictures_per_second": 1.0}, "l: 60 pictures; 60 new; 0.0 s"),
+        ({"added": 60, "embedded": 60, "pictures_per_second": 9.0}, "l: 60 pictures; 60 new; 0.0 s, 9 a second"),
+        ({"moved": 60, "pictures_per_second": None}, "l: 60 pictures; 60 moved; 0.0 s"),
+    ],
+)
+def test_the_rate_is_that_of_embedding(values, said):
+    assert _told(summary(pictures=60, **values)) == said
+
+
+def test_files_of_earlier_runs_that_could_not_be_read(library, capsys, tmp_path):
+    copy = tmp_path / "copy.library"
+    shutil.copytree(library, copy)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "bad.png").write_text("no picture")
+    assert main(["index", str(tmp_path / "more"), "--library", str(copy)]) == 0
+    said = capsys.readouterr()
+    assert "bad.png: " in said.err and "1 file could not be read (" in said.out
+    assert main(["index", "--library", str(copy), "--quarantine", str(tmp_path / "q.jsonl")]) == 0
+    assert "1 file of earlier runs could not be read, and has not changed" in capsys.readouterr().out
+    assert "bad.png" in (tmp_path / "q.jsonl").read_text()
+
+
+def test_a_picture_that_is_none_is_named_as_it_was(library, capsys, tmp_path):
+    (tmp_path / "notpic.jpg").write_text("no picture")
+    for words in ([], ["--captions"]):
+        assert main(["search", str(library), "--image", str(tmp_path / "notpic.jpg"), *words]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'notpic.jpg'}: ")
+
+
+def test_one_copy_is_a_copy(library):
+    picture = SimpleNamespace(captions=())
+    hits = [Hit(1, "x.png", 0.5, 50.0, picture, copies=("a",) * count) for count in (0, 1, 2)]
+    lines = search_text(Hits(hits, False, None), "").splitlines()
+    assert [line.partition("x.png")[2] for line in lines] == ["", "  (and 1 copy)", "  (and 2 copies)"]
+
+
+def test_help_shows_no_empty_defaults(capsys):
+    for verb in ("index", "search"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        assert "default: )" not in " ".join(capsys.readouterr().out.replace("│", "").split())
 
 
 def test_names_that_are_several_lines_are_shown_on_one(library, tmp_path, capsys):

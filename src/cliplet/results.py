@@ -196,9 +196,16 @@ class IndexSummary(Result):
     embedded: int
     """Vectors that this call computed: copies of what is there need none."""
     failed: int
-    """Files that could not be read."""
+    """Files that this call could not read."""
+    unreadable: int
+    """Files in the folders that could not be read, by this call or, where they have not changed since, an earlier
+    one."""
     captions: int
     """Captions that this call embedded."""
+    captions_without_picture: int
+    """Pictures that `--captions` names and that are not in the library."""
+    captions_unreadable: int
+    """Captions or lines of it that could not be used."""
     seconds: float
     """That it took."""
     pictures_per_second: float | None

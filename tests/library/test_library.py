@@ -1,5 +1,6 @@
 """A library as people use it: pictures found, embedded once, searched; moved, changed and removed ones noticed."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -11,7 +12,7 @@ from PIL import Image
 
 import cliplet
 from cliplet.errors import ConfigError, DataError, ImageError
-from cliplet.library import Library, Query, Term, indexing
+from cliplet.library import Library, Query, Term, adding, fit, indexing
 
 from .conftest import paint
 from .quick import few_sentences
@@ -195,6 +196,63 @@ def test_files_that_are_no_pictures(new_library, photos, tmp_path):
     assert (new_library.add().failed, new_library.add().added) == (0, 0)  # they have not changed
     shutil.copy(photos / "a" / "00.png", photos / "text.png")
     assert new_library.add().added == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_an_earlier_run_could_not_read_are_written_down(kind, tmp_path, photos, encoder, monkeypatch):
+    few_sentences(monkeypatch)
+    (photos / "text.png").write_text("no picture")
+    (photos / "a" / "cut.jpg").write_bytes((photos / "a" / "01.jpg").read_bytes()[:300])
+    said = []
+    with Library.create(place_of(kind, tmp_path), encoder) as library:
+        summary = library.add(photos, say=said.append)
+        assert (summary.failed, summary.unreadable) == (2, 2)
+        assert [line.partition(": ")[0] for line in said] == [str(photos / "text.png"), str(photos / "a" / "cut.jpg")]
+        assert all(line.partition(": ")[2] for line in said)
+        summary = library.add(quarantine=tmp_path / "q.jsonl", say=said.append)  # they have not changed
+        assert (summary.failed, summary.unreadable, len(said)) == (0, 2, 2)
+        written = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text().splitlines()]
+        assert sorted(f"{one['where']}: {one['reason']}" for one in written) == sorted(said)
+        (photos / "text.png").unlink()
+        assert library.add(quarantine=tmp_path / "q.jsonl").unreadable == 1
+        assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fits_are_known_before_the_first_run_is_at_its_end(kind, tmp_path, photos, encoder, monkeypatch):
+    """And after a kill."""
+    few_sentences(monkeypatch)
+    monkeypatch.setattr(indexing, "COMMIT_SECONDS", -1.0)
+    place, seen, taken = place_of(kind, tmp_path), [], []
+    calibrate = adding.calibrate
+    monkeypatch.setattr(adding, "calibrate", lambda store, *more: taken.append(len(store)) or calibrate(store, *more))
+
+    def looking(done, total):
+        if done == 11:
+            with Library.open(place, encoder) as reader:
+                seen.extend(hit.fit for hit in reader.search("a boat", k=3))
+            raise KeyboardInterrupt
+
+    with Library.create(place, encoder) as library:
+        with pytest.raises(KeyboardInterrupt):
+            library.add(photos, batch_size=1, tell=looking)
+        assert max(seen) > 0 and taken == [1, 3, 7]  # whenever there are twice as many
+    with Library.open(place, encoder) as library:
+        assert library.store.calibration.rows == 7 and library.search("a boat")[0].fit > 0
+        library.add(batch_size=1)
+        assert library.store.calibration.rows == 7  # as few are new
+    with Library.create(place_of(kind, tmp_path / "whole"), encoder) as library:
+        library.add(photos, batch_size=1)
+        assert library.store.calibration.rows == 12  # at the end of a run that did so on the way
+
+
+def test_a_small_library_is_measured_as_searches_would(opened, encoder, monkeypatch):
+    queries_QD = encoder.encode_text(["a bus", "a cake on a table", "two dogs"])
+    quick = fit.calibrate(opened.store, queries_QD, queries_QD)
+    monkeypatch.setattr(fit, "AT_ONCE", 0)
+    slow = fit.calibrate(opened.store, queries_QD, queries_QD)
+    assert quick.tops == pytest.approx(slow.tops, abs=1e-6) and quick.rows == slow.rows == 12
+    assert quick.least_fit == pytest.approx(slow.least_fit, abs=1e-6)
 
 
 def test_a_picture_that_goes_bad_is_no_longer_found(new_library, photos):

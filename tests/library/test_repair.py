@@ -122,6 +122,23 @@ def assert_kept(folder, before, readable):
     return after
 
 
+def test_captions_that_are_lost_are_said_to_be(library):
+    (library / "records.sqlite").unlink()
+    said = repaired(library)
+    assert "captions that came by --captions are lost; give the file again, with --captions FILE" in said
+    assert not any("of captions are whole" in line for line in said)
+    assert not any("--captions" in line for line in repaired(library))
+
+
+def test_words_of_sqlite_stand_behind_plain_ones(library):
+    file = library / "records.sqlite"
+    page = root_page(file, "pictures_by_content")
+    damage(file, page)
+    said = repaired(library)
+    assert said[0].startswith(f"the records are damaged: page {page} of records.sqlite (")
+    assert not any("--captions" in line for line in said)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_can_be_read_is_kept(library, seed):
     file, before = library / "records.sqlite", rows_of(library / "records.sqlite")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cliplet.errors import DataError
-from cliplet.library.scan import check_folders, look
+from cliplet.library.run_messages import say_looked
+from cliplet.library.scan import Scan, check_folders, look
 from cliplet.library.store import Known
 
 from .conftest import paint
@@ -251,6 +252,21 @@ def test_names_of_all_kinds(photos):
     with open(bad, "wb") as stream:
         stream.write((photos / "a" / "00.png").read_bytes())
     assert {*odd, os.fsdecode(b"\xff\xfe.png")} <= set(names(look([str(photos)], {}, {})))
+
+
+def test_a_folder_without_a_name():
+    with pytest.raises(DataError, match="named by nothing"):
+        check_folders([""])
+
+
+def test_links_that_lead_out_are_counted_in_words():
+    said = []
+    for count in (0, 1, 2):
+        say_looked(Scan(links_out=count), said.append)
+    assert said == [
+        "1 link leads out of the folders and was not followed (--follow-links does)",
+        "2 links lead out of the folders and were not followed (--follow-links does)",
+    ]
 
 
 def test_folders_that_are_none(photos):

@@ -253,11 +253,21 @@ def test_known_and_problems(store):
     assert problems == {"/photos/bad.jpg": (9, 9)} and "/photos/bad.jpg" not in known and len(store) == 12
 
 
-def test_touched_files_have_another_time(store):
-    id = ids(store)["/photos/002.jpg"]
-    changed(store, lambda writer: writer.touch([(id, 7, 8)]))
-    assert store.changed(id) == 8 and store.picture(id).bytes == 7 and store.picture(id).year == 2002
+def test_renamed_pictures_keep_all_but_their_names(store):
+    before = {id: store.picture(id) for id in ids(store).values()}
+    id, other = ids(store)["/photos/002.jpg"], ids(store)["/photos/003.jpg"]
+    changed(store, lambda writer: writer.rename({id: "/elsewhere/x.jpg", other: "/photos/002.jpg"}))
+    now = store.picture(id)
+    assert (now.path, now.folder, now.name) == ("/elsewhere/x.jpg", "/elsewhere", "x.jpg")
+    assert store.picture(other).path == "/photos/002.jpg" and len(store) == len(before)
+    assert (now.added, now.captions, now.year) == (before[id].added, before[id].captions, before[id].year)
     assert np.array_equal(store.features([id])[0], vector(2))
+
+
+def test_reasons_of_problems_are_kept(store):
+    problems = [("/photos/bad.jpg", 5, 6, "it's no picture"), ("/photos/\udcff.jpg", 1, 2, "why")]
+    changed(store, lambda writer: writer.write([], problems))
+    assert changed(store, lambda writer: writer.reasons()) == {path: why for path, _, _, why in problems}
 
 
 def test_folders_are_remembered_and_forgotten(store):

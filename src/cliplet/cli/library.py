@@ -6,18 +6,20 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cliplet.cli.options import parse, refuse_below
-from cliplet.errors import ConfigError
+from cliplet.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from cliplet.library.query import Query
     from cliplet.results import IndexSummary
 
 DEFAULT_K = 10
+FEW = 20  # pictures whose embedding says nothing of how fast it is
 
 
 def index(words: list[str]) -> None:
@@ -28,11 +30,13 @@ def index(words: list[str]) -> None:
     class Options:
         library: Annotated[str, tyro.conf.arg(aliases=("-l",))]
         """Folder of the library, made if it is not there; or lance:URI, a LanceDB table anywhere."""
-        folders: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...")] = ()
+        folders: Annotated[
+            tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...", help_behavior_hint="")
+        ] = ()
         """Folders with pictures; those of earlier calls are looked through again by themselves."""
-        model: Annotated[str, tyro.conf.arg(aliases=("-m",))] = ""
+        model: Annotated[str, tyro.conf.arg(aliases=("-m",), help_behavior_hint="")] = ""
         """Model or run folder, or a name on the hub; needed the first time."""
-        captions: str = ""
+        captions: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
         """Annotation file or data set with captions of the pictures, of any kind that cliplet reads."""
         upgrade: bool = False
         """Embed all anew with another model; the library answers with the old vectors until that is done."""
@@ -57,7 +61,7 @@ def index(words: list[str]) -> None:
         json: bool = False
         """Print JSON instead of text (docs/json.md)."""
         quarantine: Path | None = None
-        """Where files that could not be read are written down, if there are any, as JSON lines."""
+        """Where files that could not be read, now or earlier, are written down with the reasons, as JSON lines."""
 
     options: Options = parse(Options, "index", words, index.__doc__ or "")
     refuse_below(dims=(options.dims, 1), batch_size=(options.batch_size, 1))
@@ -77,9 +81,11 @@ def index(words: list[str]) -> None:
 
         repair(Path(options.library), say)
     from cliplet.console import speed_bar
-    from cliplet.library import Library
+    from cliplet.library.making import opened_or_made
+    from cliplet.library.scan import check_folders
 
-    with Library.open_or_create(options.library) as library, speed_bar("indexing") as tell:
+    check_folders(options.folders)  # before anything is made
+    with opened_or_made(options.library) as library, speed_bar("indexing") as tell:
         summary = library.add(
             *options.folders,
             captions=options.captions or None,
@@ -98,13 +104,25 @@ def _told(summary: "IndexSummary") -> str:
 
     done = {"new": summary.added, "changed": summary.changed, "moved": summary.moved, "removed": summary.removed}
     what = ", ".join(f"{count:,} {name}" for name, count in done.items() if count) or "nothing new"
-    speed = f", {summary.pictures_per_second:,.0f} a second" if summary.pictures_per_second else ""
+    # Of a few the speed is that of opening the model; and what has a vector already is not embedded.
+    looked_at = summary.added + summary.changed + summary.moved
+    told = summary.pictures_per_second and summary.embedded >= max(FEW, looked_at / 2)
+    speed = f", {summary.pictures_per_second:,.0f} a second" if told else ""
     lines = [f"{summary.library}: {counted(summary.pictures, 'picture')}; {what}; {summary.seconds:,.1f} s{speed}"]
     if summary.captions:
         lines.append(f"{counted(summary.captions, 'caption')} embedded")
     if summary.failed:
-        lines.append(f"{counted(summary.failed, 'file')} could not be read (--quarantine FILE says why)")
+        lines.append(f"{counted(summary.failed, 'file')} could not be read (--quarantine FILE names all, and says why)")
+    elif summary.unreadable:
+        count = f"{counted(summary.unreadable, 'file')} of earlier runs"
+        lines.append(
+            f"{count} could not be read, and {_has(summary.unreadable)} not changed (--quarantine FILE says why)"
+        )
     return "\n".join(lines)
+
+
+def _has(count: int) -> str:
+    return "has" if count == 1 else "have"
 
 
 def search(words: list[str]) -> None:
@@ -121,11 +139,13 @@ def search(words: list[str]) -> None:
     class Options:
         library: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LIBRARY")]
         """Folder, or lance:URI."""
-        query: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUERY...")] = ()
+        query: Annotated[
+            tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="QUERY...", help_behavior_hint="")
+        ] = ()
         """a dog in the snow; x.jpg; beach + x.jpg - people; 0.5 before a term is its weight."""
         image: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
         """A picture to add to the query; may be given many times."""
-        where: str = ""
+        where: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
         """Filter, as in: year = 2024 and width > 2000 and tag = 'beach' (docs/library.md)."""
         by: Literal["pictures", "captions"] = "pictures"
         """What is compared with the query: pictures, or their captions."""
@@ -203,13 +223,15 @@ def _search(
         if captions:
             from cliplet.library.telling import captions_result, captions_text
 
-            found = opened.captions(asked, k, offset=offset, where=where)
+            with _named_by_people():
+                found = opened.captions(asked, k, offset=offset, where=where)
             told = captions_result(library, asked, found, time.monotonic() - began)
             print(told.to_json() if json else captions_text(told, where))
             return
         from cliplet.library.telling import draw, open_files, search_result, search_text
 
-        hits = opened.search(asked, k, offset=offset, where=where, by=by)
+        with _named_by_people():
+            hits = opened.search(asked, k, offset=offset, where=where, by=by)
     if sheet:
         draw(asked, where, hits, sheet)  # before what whoever reads the hits may break off
         print(f"drawn: {sheet}", file=sys.stderr)
@@ -219,6 +241,15 @@ def _search(
         print(search_text(hits, where))
     if open:
         open_files([hit.path for hit in hits])
+
+
+@contextmanager
+def _named_by_people() -> Iterator[None]:
+    """A picture that cannot be used is named as people did, and not by its number among the pictures of a query."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(re.sub(r"^input \d+: ", "", error.message), error.hint) from None
 
 
 def _query(words: Sequence[str], images: Sequence[str]) -> "Query":

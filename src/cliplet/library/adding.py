@@ -7,21 +7,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cliplet.data.quarantine import Quarantine
-from cliplet.data.records import writable
+from cliplet.data.records import Problem, writable
 from cliplet.errors import ConfigError, DataError, nearest
 from cliplet.library.background import everyday_queries
 from cliplet.library.batch import Counts
-from cliplet.library.exchange import IndexWriter
-from cliplet.library.fit import calibrate, is_stale
-from cliplet.library.given_captions import Given, given_captions
+from cliplet.library.fit import calibrate, is_stale, unseen_features
+from cliplet.library.given_captions import Given, GivenCaptions, given_captions
 from cliplet.library.indexing import Indexing
-from cliplet.library.scan import check_folders
-from cliplet.library.store import Writer
+from cliplet.library.run_messages import say_failed
+from cliplet.library.scan import check_folders, folder_inside
+from cliplet.library.store import Calibration, Writer
 from cliplet.results import IndexSummary
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def add_to(
         library.refresh()
         identity = model_of.identity(upgrade)
         writer.begin(identity, upgrade)
-        forgotten = sum(writer.forget(os.path.abspath(os.path.expanduser(root))) for root in forget)
+        forgotten = sum(_forget(writer, root) for root in _outer_first(forget))
         if new_roots:
             writer.add_roots(new_roots)
         roots = writer.roots()
@@ -82,14 +82,33 @@ def add_to(
             raise DataError(
                 f"{library.store.place}: has no folders yet", "Name one: cliplet index FOLDER --library LIBRARY."
             )
-        index_writer = cast(IndexWriter, writer)  # both kinds of writers are
-        indexing = _indexing(workers)(index_writer, model_of.encoder, Quarantine(quarantine), tell, say, batch_size)
-        counts = indexing.run(roots, given_captions(captions, new_roots or roots), follow_links)
+        calibrating = _Calibrating(library, writer, model_of, upgrade)
+        bad = Quarantine(quarantine)
+        indexing = _indexing(workers)(writer, model_of.encoder, bad, tell, say, batch_size)
+        indexing.committed = calibrating.on_the_way
+        given = given_captions(captions, new_roots, roots)
+        counts = indexing.run(roots, given.by_path if given else None, follow_links)
+        reasons = writer.reasons() | indexing.failures
+        bad.extend(Problem(writable(path), writable(why)) for path, why in reasons.items())
+        _say_bad(indexing, given, bad, say)
         if upgrade:
             refuse_half(library.store.place, counts)
-        _finish(library, writer, model_of, upgrade)
+        calibrating.at_the_end()
     library.refresh()
-    embedded = counts.embedded
+    return _summary(
+        library,
+        identity,
+        counts,
+        removed=counts.removed + forgotten,
+        unreadable=len(reasons),
+        captions_without_picture=len(given.without_picture(indexing.unused_captions)) if given else 0,
+        captions_unreadable=len(given.problems) if given else 0,
+        seconds=round(time.monotonic() - began, 3),
+    )
+
+
+def _summary(library: Library, identity: Identity, counts: Counts, **more: Any) -> IndexSummary:
+    """What a run counted, and `more` that it does not know."""
     return IndexSummary(
         library=writable(library.store.place),
         model=writable(identity.source),
@@ -98,14 +117,50 @@ def add_to(
         added=counts.added,
         changed=counts.changed,
         moved=counts.moved,
-        removed=counts.removed + forgotten,
         unchanged=counts.unchanged,
-        embedded=embedded,
+        embedded=counts.embedded,
         failed=counts.failed,
         captions=counts.captions,
-        seconds=round(time.monotonic() - began, 3),
-        pictures_per_second=round(embedded / counts.seconds, 1) if embedded and counts.seconds else None,
+        pictures_per_second=round(counts.embedded / counts.seconds, 1) if counts.embedded and counts.seconds else None,
+        **more,
     )
+
+
+def _outer_first(folders: Sequence[str]) -> list[str]:
+    """Whole paths. A folder in another comes after it: it can be forgotten once that is."""
+    if not all(folders):
+        raise DataError("a folder to forget is named by nothing", "Name one of the library's folders.")
+    return sorted({os.path.abspath(os.path.expanduser(folder)) for folder in folders})
+
+
+def _forget(writer: Writer, folder: str) -> int:
+    """Takes a folder out; returns how many pictures went. Raises DataError for one whose pictures would be found again
+    at once, since it lies in another folder of the library."""
+    roots = writer.roots()
+    outer = folder_inside(folder, [root for root in roots if root != folder])
+    if outer and (folder not in roots or _holds_anything(folder)):
+        raise DataError(
+            f"{folder}: lies in {outer}, which is a folder of the library, too: its pictures would be found again",
+            f"Forget {outer} and add those of its folders that are to stay, or move {folder} out of it.",
+        )
+    return writer.forget(folder)
+
+
+def _holds_anything(folder: str) -> bool:
+    """Whether it is there and not empty: else what is known of it goes once it is forgotten, wherever it lies."""
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False
+
+
+def _say_bad(indexing: Indexing, given: GivenCaptions | None, bad: Quarantine, say: Say) -> None:
+    """Of files and captions that could not be used; of a few why, without a look into another file."""
+    say_failed(indexing.failures.items(), say)
+    if given:
+        bad.extend(given.problems)
+        for line in given.told(indexing.unused_captions):
+            say(line)
 
 
 def _indexing(workers: str) -> type[Indexing]:
@@ -136,15 +191,39 @@ def refuse_half(place: str, counts: Counts) -> None:
         )
 
 
-def _finish(library: Library, writer: Writer, model_of: _Model, upgrade: bool) -> None:
-    """Makes an upgrade's vectors the library's, the approximate index and what scores are judged by. The index may be
-    due though nothing is new: a run that was to make it may have been killed."""
-    everyday = _Once(lambda: model_of.encoder().encode_text(everyday_queries()))
-    writer.finish(everyday)
-    library.refresh()
-    stale = upgrade or is_stale(library.store.calibration, len(library))
-    if len(library) and stale and len(library.store.sample(1)):
-        writer.set_calibration(calibrate(library.store, model_of.encoder(), everyday()))
+class _Calibrating:
+    """Takes what scores are judged by, and makes what else belongs to the end of a run."""
+
+    def __init__(self, library: Library, writer: Writer, model_of: _Model, upgrade: bool):
+        self.library, self.writer, self.upgrade = library, writer, upgrade
+        self._everyday = _Once(lambda: model_of.encoder().encode_text(everyday_queries()))
+        self._unseen = _Once(lambda: unseen_features(model_of.encoder()))
+        self._pictures = len(library)
+        self._last: Calibration = library.store.calibration
+        self._early = False
+
+    def on_the_way(self, added: int) -> None:
+        """After pictures were committed, so many since the begin: a first run may take hours or be killed, and without
+        this every fit would be 0 % until its end. Not in an upgrade: the library answers with its old vectors."""
+        if not self.upgrade and is_stale(self._last, self._pictures + added):
+            self._early = True
+            self._take()
+
+    def at_the_end(self) -> None:
+        """Makes an upgrade's vectors the library's, the approximate index and the calibration. The index may be due
+        though nothing is new: a run that was to make it may have been killed."""
+        self.writer.finish(self._everyday)
+        self.library.refresh()
+        stale = self.upgrade or self._early or is_stale(self.library.store.calibration, len(self.library))
+        if len(self.library) and stale:
+            self._take()
+
+    def _take(self) -> None:
+        self.library.refresh()
+        store = self.library.store
+        if len(store.sample(1)):
+            self._last = calibrate(store, self._everyday(), self._unseen())
+            self.writer.set_calibration(self._last)
 
 
 class _Once:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cliplet.library.exchange import IndexWriter
 from cliplet.library.scan import Seen
-from cliplet.library.store import Entry
+from cliplet.library.store import Entry, Writer
 
 
 @dataclass
@@ -41,8 +40,10 @@ class FileRead:
 class Batch:
     """Pictures that are written together."""
 
-    def __init__(self, writer: IndexWriter, counts: Counts, gone: set[int]):
-        self.writer, self.counts, self.gone = writer, counts, gone
+    def __init__(self, writer: Writer, counts: Counts, gone: set[int], away: dict[int, bool] | None = None):
+        """`gone`: pictures whose files are gone. `away`: those in folders that are not there (`Scan.away`). Who has
+        such a one's content is that picture, moved."""
+        self.writer, self.counts, self.gone, self.away = writer, counts, gone, {} if away is None else away
         self.entries: list[Entry] = []
         self.lost: list[Entry] = []  # whose vector is there no more
         self.problems: list[tuple[str, int, int, str]] = []
@@ -53,16 +54,28 @@ class Batch:
         entry = Entry(seen.path, about.bytes, about.changed, about.content, about.columns, captions)
         entry.features_D, entry.id = (features_D.copy() if new else None), seen.id
         if seen.id is None:
-            entry.id = self.writer.moved(about.content, self.gone)
-            if entry.id is None:
-                self.counts.added += 1
-            else:
-                self.gone.discard(entry.id)
-                self.counts.moved += 1
+            entry.id = self._moved(about.content)
+            self.counts.added += entry.id is None
+            self.counts.moved += entry.id is not None
         else:
             self.counts.changed += 1
         self.counts.embedded += new
         self.entries.append(entry)
+
+    def _moved(self, content: bytes) -> int | None:
+        """The picture that a new file with this content is, if its own file is not there any more.
+
+        A folder that is not there may have been renamed, or be a drive that is away. If two drives with the same
+        pictures are plugged in by turns, the records move from one to the other and back, and nothing is lost.
+        """
+        id = self.writer.moved(content, self.gone)
+        if id is not None:
+            self.gone.discard(id)
+            return id
+        id = self.writer.moved(content, self.away)
+        if id is not None:
+            self.counts.hidden -= not self.away.pop(id)
+        return id
 
     def commit(self) -> None:
         """Writes them."""

@@ -65,7 +65,7 @@ class RayIndexing(Indexing):
             )
         refuse_without_ray()
         began = time.monotonic()
-        batch = Batch(self.writer, self.counts, gone)
+        batch = Batch(self.writer, self.counts, gone, scan.away)
         tasks = self._tasks(scan.to_read, captions, batch)
         taking = _Taking(self, self.writer, batch, scan.to_read, captions)
         total, done = len(scan.to_read), len(scan.to_read) - len(tasks)
@@ -73,7 +73,7 @@ class RayIndexing(Indexing):
         try:
             with running() as cluster:
                 blocks = list(_blocks(tasks, cluster.workers))
-                for said, features in _reports(cluster, self._job(cluster, gone), blocks):
+                for said, features in _reports(cluster, self._job(cluster, gone | scan.away.keys()), blocks):
                     done += taking.take(json.loads(said), features)
                     self.tell(done, total)
         finally:
@@ -149,6 +149,7 @@ class _Taking:
             self.run._failed(self.batch, self.to_read[number], about, ImageError(reason))
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()
+            self.run.committed(self.run.counts.added)
         return sum(len(said[kind]) for kind in ("plain", "special", "failed", "missing"))
 
     def _take_plain(self, said: Mapping[str, Any]) -> None:

@@ -9,19 +9,11 @@ one whose file is gone, which a run finds again by its content, with its number,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from cliplet.library.scan import Scan, Seen
 from cliplet.library.store import Known, Writer
-
-
-class IndexWriter(Writer, Protocol):
-    """What a run needs of a library's writer."""
-
-    def set_aside(self, ids: Sequence[int]) -> None:
-        """Gives pictures names that no file has (`name_aside`): theirs belong to others now."""
-        ...
 
 
 class Exchange(NamedTuple):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cliplet.runtime.encoder import Encoder
 
 SAMPLE = 1000  # pictures of a library by which spreads are measured, and queries that hold pictures are judged
+AT_ONCE = 20_000  # pictures whose vectors are held in memory
 LOOKED_AT = 10  # pictures, the nearest, by which it is judged whether anything fits
 UNSEEN_SHARE = 0.85  # of sentences that fit nothing, those that are to be told so
 STALE = 2.0  # a library that has grown by so much is calibrated anew
@@ -108,7 +109,12 @@ def is_stale(calibration: Calibration, pictures: int) -> bool:
     return not calibration.tops or not pictures / STALE <= calibration.rows <= pictures * STALE
 
 
-def calibrate(store: Store, encoder: Encoder, background_QD: np.ndarray) -> Calibration:
+def unseen_features(encoder: Encoder) -> np.ndarray:
+    """Features of the sentences that fit no photograph (U, D)."""
+    return encoder.encode_text(unseen_sentences())
+
+
+def calibrate(store: Store, background_QD: np.ndarray, unseen_UD: np.ndarray) -> Calibration:
     """Measures a library. `background_QD`: features of everyday queries. Where no picture has a vector there is nothing
     to measure, and it is stale at once."""
     sample_SD = store.sample(SAMPLE)
@@ -121,13 +127,27 @@ def calibrate(store: Store, encoder: Encoder, background_QD: np.ndarray) -> Cali
         image_spread=_spread(image_SS[~np.eye(len(sample_SD), dtype=bool)]),
         rows=len(store),
     )
-    calibration.tops = sorted(store.nearest(feature_D, 1)[0].score for feature_D in background_QD)
-    unseen = [
-        [one.score for one in store.nearest(feature_D, LOOKED_AT)]
-        for feature_D in encoder.encode_text(unseen_sentences())
-    ]
+    best_of = _best_of(store)
+    calibration.tops = sorted(scores[0] for scores in best_of(background_QD, 1))
+    unseen = best_of(unseen_UD, LOOKED_AT)
     calibration.least_fit = float(np.quantile([closeness(scores) for scores in unseen], UNSEEN_SHARE))
     return calibration
+
+
+def _best_of(store: Store) -> Callable[[np.ndarray, int], list[list[float]]]:
+    """What gives the k best scores of each of some queries, as a search would. Of a library that is not large the
+    vectors are taken at once, which is many times quicker than hundreds of searches: it is done while a run goes on."""
+    if len(store) > AT_ONCE:
+        return lambda query_QD, k: [[one.score for one in store.nearest(query_D, k)] for query_D in query_QD]
+    all_ND = store.sample(AT_ONCE)
+    image_ND = all_ND[list({one_D.tobytes(): row for row, one_D in enumerate(all_ND)}.values())]  # copies are one
+
+    def best_of(query_QD: np.ndarray, k: int) -> list[list[float]]:
+        score_QN = query_QD @ image_ND.T
+        k = min(k, score_QN.shape[1])
+        return np.sort(np.partition(score_QN, -k, axis=1)[:, -k:], axis=1)[:, ::-1].tolist()
+
+    return best_of
 
 
 def _spread(cosines: np.ndarray) -> float:

@@ -21,17 +21,18 @@ from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import Problem, writable
 from cliplet.errors import DataError, ImageError
 from cliplet.library.batch import Batch, Counts, FileRead
-from cliplet.library.exchange import Exchange, IndexWriter, exchanged
+from cliplet.library.exchange import Exchange, exchanged, name_aside
 from cliplet.library.metadata import Metadata, date_parts, read_metadata
+from cliplet.library.run_messages import say_looked, say_missing, say_same
+from cliplet.library.same_folders import merged, other_names
 from cliplet.library.scan import Scan, Seen, look
-from cliplet.library.store import Entry
+from cliplet.library.store import Entry, Known, Writer
 
 if TYPE_CHECKING:
     from cliplet.runtime.encoder import Encoder
 
 COMMIT_SECONDS = 2.0
 TEXTS_AT_ONCE = 4096
-SAID = 3  # folders that cannot be looked through, that are named
 
 Tell = Callable[[int, int], None]  # of files (done, total)
 Say = Callable[[str], None]
@@ -41,13 +42,16 @@ Say = Callable[[str], None]
 class Indexing:
     """A run over the folders of a library. `encoder` opens the model, when it is needed."""
 
-    writer: IndexWriter
+    writer: Writer
     encoder: Callable[[], Encoder]
     quarantine: Quarantine
     tell: Tell = lambda done, total: None
     say: Say = lambda message: None
     batch_size: int | None = None
     counts: Counts = field(default_factory=Counts)
+    committed: Callable[[int], None] = lambda added: None  # hears how many pictures are new so far, on the way
+    failures: dict[str, str] = field(default_factory=dict)  # why files could not be read, by path
+    unused_captions: set[str] = field(default_factory=set)  # pictures (real paths) that are not in the library
     _claims: dict[str, int] = field(default_factory=dict)  # pictures that were found under other names, by path
 
     def run(
@@ -61,42 +65,53 @@ class Indexing:
         Raises DataError where a folder vanishes meanwhile, and OSError where the disk is full; what was committed until
         then stays.
         """
-        known = self.writer.known()
+        names = other_names(roots)
+        known = self._merged(roots, names)
+        roots = [root for root in roots if root not in names]
         scan = look(roots, known, self.writer.problems(), follow_links)
         self.counts.unchanged, self.counts.hidden = scan.unchanged, scan.hidden
-        self._said(scan)
+        away = set(scan.away)
+        say_looked(scan, self.say)
+        self.quarantine.extend(scan.problems)
+        may_be_moved = any(seen.id is None for seen in scan.to_read)
+        if not may_be_moved:
+            say_missing(scan, known, set(), self.say)
         gone = set(scan.gone)
         self._set_aside(exchanged(scan, known, self.writer, content_of_file), scan, gone)
         if scan.to_read:
             self._read(scan, gone, captions or {})
             refuse_vanished([root for root in roots if root not in scan.missing])
+        if may_be_moved:
+            # Not before: of a folder that was renamed all pictures may be found, and --forget would remove them.
+            say_missing(scan, known, away - scan.away.keys(), self.say)
         self.writer.remove(sorted(gone), scan.gone_problems)
-        self.counts.removed = len(gone)
+        self.counts.removed += len(gone)
         if self.counts.unread:
             self.say(
                 f"{self.counts.unread:,} pictures of the library cannot be read now; what is known of them is kept, "
                 "and they are tried again the next time (--quarantine FILE names them)"
             )
-        if captions:
-            self._caption(captions)
+        self._caption(captions or {})
         self._embed_captions()
         return self.counts
 
-    def _said(self, scan: Scan) -> None:
-        for root in scan.missing:
-            self.say(f"{root}: is not there, or empty now; its pictures are kept (--forget {root} removes them)")
-        if scan.links_out:
-            self.say(f"{scan.links_out:,} links lead out of the folders and were not followed (--follow-links does)")
-        for problem in scan.problems[:SAID]:
-            self.say(f"{writable(problem.where)}: {problem.reason}; its pictures are kept")
-        if len(scan.problems) > SAID:
-            self.say(f"and {len(scan.problems) - SAID:,} folders more, likewise")
-        self.quarantine.extend(scan.problems)
+    def _merged(self, roots: Sequence[str], names: Mapping[str, str]) -> dict[str, Known]:
+        """All pictures by path, each file once, though some of the folders are the same."""
+        known = self.writer.known()
+        if not names:
+            return known
+        say_same(names, self.say)
+        result = merged(known, roots, names)
+        if result.doubles:
+            self.writer.remove(result.doubles)
+        self.writer.rename(result.names)
+        self.counts.removed, self.counts.moved = len(result.doubles), len(result.names)
+        return result.known
 
     def _set_aside(self, exchange: Exchange, scan: Scan, gone: set[int]) -> None:
         """Pictures that are under other names now become such whose files are gone, and theirs new ones."""
         if exchange.aside:
-            self.writer.set_aside(sorted(exchange.aside))
+            self.writer.rename({id: name_aside(path, id) for id, path in sorted(exchange.aside.items())})
             gone.update(exchange.aside)
             scan.to_read = [one._replace(id=None) if one.id in exchange.aside else one for one in scan.to_read]
         self._claims = exchange.claims
@@ -114,7 +129,7 @@ class Indexing:
             return None if self.writer.has_vector(about.content) else data
 
         blocks = self.encoder().encode_image_blocks(scan.to_read, batch_size=self.batch_size, read=read)
-        batch = Batch(self.writer, self.counts, gone)
+        batch = Batch(self.writer, self.counts, gone, scan.away)
         done, committed, total = 0, time.monotonic(), len(scan.to_read)
         self.tell(0, total)
         try:
@@ -131,6 +146,7 @@ class Indexing:
                     self.tell(done, total)
                     if time.monotonic() - committed > COMMIT_SECONDS:
                         batch.commit()
+                        self.committed(self.counts.added)
                         committed = time.monotonic()
             batch.commit()
             self._embed_lost(batch)
@@ -170,6 +186,7 @@ class Indexing:
             reason += "; HEIC needs a decoder: pip install -e '.[heic]' in cliplet's folder"
             about = None
         self.counts.failed += 1
+        self.failures[seen.path] = reason
         self.quarantine.extend([Problem(writable(seen.path), writable(reason))])
         # A file that gave a picture once, and is as it was, is not to blame either.
         as_it_was = about and seen.id is not None and self.writer.moved(about.content, {seen.id}) is not None
@@ -187,8 +204,10 @@ class Indexing:
 
     def _caption(self, captions: Mapping[str, tuple[str, ...]]) -> None:
         """Captions for pictures that were there before, too."""
-        given = ((one.id, captions.get(os.path.realpath(path))) for path, one in self.writer.known().items())
-        self.writer.caption([(id, texts) for id, texts in given if texts is not None])
+        if captions:
+            given = [(one.id, os.path.realpath(path)) for path, one in self.writer.known().items()]
+            self.writer.caption([(id, captions[path]) for id, path in given if path in captions])
+            self.unused_captions = captions.keys() - {path for _, path in given}
 
     def _embed_captions(self) -> None:
         while texts := self.writer.captions_without_vectors(TEXTS_AT_ONCE):

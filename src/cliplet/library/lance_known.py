@@ -7,7 +7,7 @@ known from the tables that answer; and those whose files could not be read until
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,7 +79,7 @@ class KnownPictures(Session):
                     known[name_aside(path, id) if path in known else path] = Known(id, size, changed, False)
         return known
 
-    def moved(self, content: bytes, gone: set[int]) -> int | None:
+    def moved(self, content: bytes, gone: Container[int]) -> int | None:
         ids = (*self._contents.ids(content), *self._active_contents.ids(content))
         return next((id for id in ids if id in gone), None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from cliplet.errors import DataError
-from cliplet.library.exchange import name_aside
 from cliplet.library.lance_care import care, forget_versions, retire, sweep, tidy
 from cliplet.library.lance_changes import Problem
 from cliplet.library.lance_due import index_is_due
@@ -73,6 +72,10 @@ class LanceWriter(KnownPictures):
     def problems(self) -> dict[str, tuple[int, int]]:
         return {os.fsdecode(path): about for path, about in self._problems.known.items()}
 
+    def reasons(self) -> dict[str, str]:
+        rows = self._problems.table.rows(["path", "reason"]).to_pylist()
+        return {os.fsdecode(row["path"]): row["reason"] for row in rows}
+
     def has_vector(self, content: bytes) -> bool:
         return content in self._contents
 
@@ -128,9 +131,6 @@ class LanceWriter(KnownPictures):
         for id, content in there.items():
             self._contents.remove(content, id)
 
-    def touch(self, files: Sequence[tuple[int, int, int]]) -> None:
-        self._rewrite({id: {"bytes": size, "changed": changed} for id, size, changed in files})
-
     def remove(self, ids: Sequence[int], problems: Sequence[str] = ()) -> None:
         if ids or problems:
             with self.change():
@@ -140,12 +140,11 @@ class LanceWriter(KnownPictures):
             self._gone.update(ids)
             self._waiting = None
 
-    def set_aside(self, ids: Sequence[int]) -> None:
-        changes: dict[int, dict[str, Any]] = {}
-        for condition in conditions("id", ids):
-            for row in self.pictures.rows(["id", "path"], condition).to_pylist():
-                path = name_aside(row["path"], row["id"])
-                changes[row["id"]] = {"path": path, "name": os.path.split(path)[1]}
+    def rename(self, names: Mapping[int, str]) -> None:
+        changes = {}
+        for id, path in names.items():
+            folder, name = os.path.split(path)
+            changes[id] = {"path": path, "name": name, "folder": folder}
         self._rewrite(changes)
 
     def caption(self, captions: Sequence[tuple[int, tuple[str, ...]]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 from cliplet.errors import DataError
 from cliplet.files import written_beside
 from cliplet.library.database import IMAGE, TEXT, Database, named
-from cliplet.library.exchange import name_aside
 from cliplet.library.identity import given_up, other_model
 from cliplet.library.local import ABOUT, RECORDS, read_about
 from cliplet.library.local_clearing import clear_files
@@ -167,6 +166,9 @@ class LocalWriter:
     def problems(self) -> dict[str, tuple[int, int]]:
         return {named(row[0]): (row[1], row[2]) for row in self.database.rows("SELECT * FROM problems")}
 
+    def reasons(self) -> dict[str, str]:
+        return {named(row[0]): row[1] for row in self.database.rows("SELECT path, reason FROM problems")}
+
     def refusal(self, path: str) -> str:
         return ""
 
@@ -180,14 +182,12 @@ class LocalWriter:
         )
         return int(found[0][0]) if found else None
 
-    def set_aside(self, ids: Sequence[int]) -> None:
+    def rename(self, names: Mapping[int, str]) -> None:
+        rows = [(path, *reversed(os.path.split(path)), id) for id, path in names.items()]
         with self.database.transaction():
-            for id in ids:
-                aside = name_aside(named(self.database.rows("SELECT path FROM pictures WHERE id = ?", [id])[0][0]), id)
-                name = os.path.split(aside)[1]
-                self.database.run("UPDATE pictures SET path = ?, name = ? WHERE id = ?", [aside, name, id])
+            self.database.run_many("UPDATE pictures SET path = ?, name = ?, folder = ? WHERE id = ?", rows)
 
-    def moved(self, content: bytes, gone: set[int]) -> int | None:
+    def moved(self, content: bytes, gone: Container[int]) -> int | None:
         rows = self.database.rows("SELECT id FROM pictures WHERE content = ?", [content])
         return next((int(row[0]) for row in rows if row[0] in gone), None)
 
@@ -218,13 +218,6 @@ class LocalWriter:
         self.database.run_many("INSERT INTO vectors VALUES (?, ?, ?, ?)", rows)
         column = "image_rows" if kind == IMAGE else "text_rows"
         self.database.run(f"UPDATE generations SET {column} = ? WHERE id = ?", [first + len(contents), self.generation])
-
-    def touch(self, files: Sequence[tuple[int, int, int]]) -> None:
-        with self.database.transaction():
-            self.database.run_many(
-                "UPDATE pictures SET bytes = ?, changed = ? WHERE id = ?",
-                [(size, time, id) for id, size, time in files],
-            )
 
     def remove(self, ids: Sequence[int], problems: Sequence[str] = ()) -> None:
         with self.database.transaction():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -49,23 +50,26 @@ def repair(folder: Path, say: Say) -> None:
     with only_writer(folder, say, wait=False):
         for left in folder.glob(f".*{RECORDS}.*"):
             left.unlink()
-        _mend_records(folder, say)
+        lost = _mend_records(folder, say)
         with closing(Database(folder / RECORDS, write=True)) as database:
             for row in database.rows("SELECT * FROM generations"):
                 _mend_vectors(folder, database, row, say)
+            if lost:
+                _say_lost_captions(database, say)
             _mend_about(folder, database, say)
 
 
-def _mend_records(folder: Path, say: Say) -> None:
-    """A whole table of records: the old one, or a new one with every row of it that can still be read."""
+def _mend_records(folder: Path, say: Say) -> bool:
+    """A whole table of records: the old one, or a new one with every row of it that can still be read. Returns whether
+    it is a new one."""
     file = folder / RECORDS
     complaint = _complaint(file)
     if not complaint:
         say("the records are whole")
         with closing(Database(file, write=True)) as database:
             _mend_generations(folder, database, say)
-        return
-    say(f"the records are damaged: {complaint}")
+        return False
+    say(f"the records are damaged: {_plain(complaint)}")
     fresh = folder / f".{RECORDS}.new"
     try:
         with closing(Database.create(fresh)) as database:
@@ -85,6 +89,7 @@ def _mend_records(folder: Path, say: Say) -> None:
     say(f"{rescued.rows:,} rows of it could be read and were kept{kept}")
     if rescued.by_name:
         say(f"of {rescued.by_name:,} more pictures the number and captions were kept; their files are read again")
+    return True
 
 
 def _complaint(file: Path) -> str:
@@ -101,6 +106,23 @@ def _complaint(file: Path) -> str:
         return error.message.removeprefix(f"{file}: ").removeprefix("is damaged: ")
     except OSError as error:  # of a disk that is damaged itself; if it is full, so it is for the new file
         return str(error).removeprefix(f"{file}: ")
+
+
+def _say_lost_captions(database: Database, say: Say) -> None:
+    """Vectors of captions hold no words: where the words are lost, only whoever gave them has them."""
+    unknown = (
+        f"SELECT count(*) FROM vectors WHERE kind = {TEXT} AND content NOT IN (SELECT content FROM captions) "
+        "AND generation IN (SELECT id FROM generations WHERE active)"
+    )
+    if int(database.rows(unknown)[0][0]):
+        some = "some " if database.rows("SELECT 1 FROM captions LIMIT 1") else ""
+        say(f"{some}captions that came by --captions are lost; give the file again, with --captions FILE")
+
+
+def _plain(complaint: str) -> str:
+    """SQLite's words, which are about its own insides, behind plain ones."""
+    page = re.search(r"\b(?:[Pp]age|[Tt]ree) (\d+)", complaint)
+    return f"page {page[1]} of {RECORDS} ({complaint})" if page else complaint
 
 
 def _put_in_place(fresh: Path, file: Path) -> Path:
@@ -243,7 +265,7 @@ def _mend_vectors(folder: Path, database: Database, row: Any, say: Say) -> None:
         what = "pictures" if kind == IMAGE else "captions"
         if lost:
             say(f"{lost:,} of {lost + len(right):,} vectors of {what} are damaged; they are embedded again")
-        elif right:
+        elif right and (kind == IMAGE or database.rows("SELECT 1 FROM captions LIMIT 1")):  # else nobody's
             say(f"{len(right):,} vectors of {what} are whole")
     for left in folder.glob(f"{names['index'].name}*"):
         left.unlink()  # it is made again

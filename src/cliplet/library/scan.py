@@ -15,6 +15,16 @@ from cliplet.errors import DataError
 from cliplet.library.store import Known
 
 PICTURES = (*ENDINGS, *HEIC_ENDINGS)
+# Folders of copies, small pictures and deleted files that NAS systems, Windows and macOS keep beside the pictures.
+NOT_FOR_PEOPLE = {
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "system volume information",
+    "__macosx",
+}
 LIBRARY_FILES = {"library.json", "records.sqlite"}  # a folder that holds both is a library, whose pictures are not new
 
 
@@ -39,6 +49,16 @@ class Scan:
     links_out: int = 0  # links that lead out of the folders, and were not followed
     problems: list[Problem] = field(default_factory=list)  # folders that cannot be looked through; theirs is kept
     hidden: int = 0  # pictures without a vector, in places that cannot be looked at now
+    away: dict[int, bool] = field(default_factory=dict)  # pictures in missing folders, and whether they have a vector
+
+
+def folder_inside(folder: str, roots: Sequence[str]) -> str:
+    """Which of the folders another lies in and is found with; empty if none is."""
+    for root in roots:
+        inside = os.path.join(root, "")
+        if folder.startswith(inside) and not any(map(is_left_out, Path(folder[len(inside) :]).parts)):
+            return root
+    return ""
 
 
 def look(
@@ -60,12 +80,14 @@ def look(
             elif one is not None or problems.get(path) != (size, changed):
                 scan.to_read.append(Seen(path, size, changed, one.id if one else None))
     _spare_empty(walk, known, there)
-    kept = tuple(walk.unknown)
+    kept, missing = tuple(walk.unknown), tuple(os.path.join(root, "") for root in scan.missing)
     for path, one in known.items():
         if path in there:
             continue
         if path.startswith(kept) or path in walk.unseen:
             scan.hidden += not one.embedded
+            if path.startswith(missing) and _is_not_there(path):
+                scan.away[one.id] = one.embedded
         else:
             scan.gone[one.id] = path
     scan.gone_problems = [path for path in problems if path not in there and not path.startswith(kept)]
@@ -76,6 +98,8 @@ def check_folders(folders: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Their absolute paths. Raises DataError for what is no folder."""
     checked = []
     for folder in folders:
+        if not os.fspath(folder):
+            raise DataError("a folder is named by nothing", "Name folders with pictures; . is the one where you are.")
         path = os.path.abspath(os.path.expanduser(folder))
         if not os.path.isdir(path):
             what = "is a file" if os.path.exists(path) else "is not there"
@@ -95,6 +119,23 @@ def _spare_empty(walk: _Walk, known: Mapping[str, Known], there: set[str]) -> No
         walk.unknown.append(inside)
         if any(path.startswith(inside) for path in known):
             walk.scan.missing.append(root)
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a folder of this name is not looked into, unless it is named itself: hidden ones, and those that a
+    system keeps for itself."""
+    return name.startswith(".") or name.lower() in NOT_FOR_PEOPLE
+
+
+def _is_not_there(path: str) -> bool:
+    """Whether there is surely no such file; an error of the disk says nothing."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class _Walk:
@@ -141,7 +182,8 @@ class _Walk:
                     if entry.is_symlink() and not self._followed(entry, picture):
                         continue
                     if entry.is_dir():
-                        folders.append(entry.path)
+                        if not is_left_out(entry.name):
+                            folders.append(entry.path)
                     elif picture:
                         about = entry.stat()
                         if stat.S_ISREG(about.st_mode):  # reading from a pipe may never end
@@ -179,4 +221,6 @@ class _Walk:
 def _is_walked_to(real: str, root: str) -> bool:
     """Whether a file in a folder is found without a link."""
     parts = Path(real[len(root) :]).parts
-    return parts[-1].lower().endswith(PICTURES) and not any(part.startswith(".") for part in parts)
+    return (
+        parts[-1].lower().endswith(PICTURES) and not parts[-1].startswith(".") and not any(map(is_left_out, parts[:-1]))
+    )

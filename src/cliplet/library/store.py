@@ -6,7 +6,7 @@ D is the size of a feature. Reading is safe from many threads; one process write
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,16 +211,20 @@ class Writer(Protocol):
         """Whether some picture with this content was embedded. Safe from many threads."""
         ...
 
-    def moved(self, content: bytes, gone: set[int]) -> int | None:
+    def reasons(self) -> dict[str, str]:
+        """Why they could not be read, by path."""
+        ...
+
+    def moved(self, content: bytes, gone: Container[int]) -> int | None:
         """One of the pictures `gone` that has this content."""
+        ...
+
+    def rename(self, names: Mapping[int, str]) -> None:
+        """Gives pictures, by number, other paths, which no picture has; their files are not looked at."""
         ...
 
     def write(self, entries: Sequence[Entry], problems: Sequence[tuple[str, int, int, str]]) -> None:
         """Pictures, and files that could not be read (path, size, time, reason): all of them or none."""
-        ...
-
-    def touch(self, files: Sequence[tuple[int, int, int]]) -> None:
-        """Files (id, size, time) that were changed and have the same content."""
         ...
 
     def remove(self, ids: Sequence[int], problems: Sequence[str] = ()) -> None:

@@ -65,7 +65,8 @@ def search_text(hits: Hits, where: str) -> str:
         return "no picture passes the filter" if where else "nothing was found"
     lines = [f"{nothing_fits(where)}; the closest are:"] if hits.nothing_fits else []
     for hit in hits:
-        copies = f"  (and {len(hit.copies)} copies)" if hit.copies else ""
+        count = len(hit.copies)
+        copies = f"  (and {count} {'copy' if count == 1 else 'copies'})" if count else ""
         caption = hit.caption or next(iter(hit.picture.captions), "")
         said = f"  {shown(caption)}" if caption else ""
         lines.append(f"{hit.score:6.3f}  {hit.fit:5.1f} %  {shown(writable(hit.path))}{copies}{said}")
