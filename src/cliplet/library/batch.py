@@ -68,11 +68,11 @@ class Batch:
         A folder that is not there may have been renamed, or be a drive that is away. If two drives with the same
         pictures are plugged in by turns, the records move from one to the other and back, and nothing is lost.
         """
-        id = self.writer.moved(content, self.gone)
+        id = self.writer.moved(content, self.gone) if self.gone else None
         if id is not None:
             self.gone.discard(id)
             return id
-        id = self.writer.moved(content, self.away)
+        id = self.writer.moved(content, self.away) if self.away else None
         if id is not None:
             self.counts.hidden -= not self.away.pop(id)
         return id

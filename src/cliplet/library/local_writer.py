@@ -25,7 +25,7 @@ from cliplet.library.local import ABOUT, RECORDS, read_about
 from cliplet.library.local_clearing import clear_files
 from cliplet.library.local_compact import compact_if_worth_it
 from cliplet.library.local_pictures import write_captions_of, write_picture
-from cliplet.library.local_reading import content_of_text
+from cliplet.library.local_reading import content_of_text, marks, spans
 from cliplet.library.local_view import file_names
 from cliplet.library.locks import only_writer
 from cliplet.library.matrix import Matrix
@@ -182,6 +182,17 @@ class LocalWriter:
         )
         return int(found[0][0]) if found else None
 
+    def _held(self, contents: Sequence[bytes]) -> set[bytes]:
+        """Those that have a vector."""
+        return {
+            bytes(row[0])
+            for span in spans(contents)
+            for row in self.database.rows(
+                f"SELECT content FROM vectors WHERE generation = ? AND kind = {IMAGE} AND content IN ({marks(span)})",
+                [self.generation, *span],
+            )
+        }
+
     def rename(self, names: Mapping[int, str]) -> None:
         rows = [(path, *reversed(os.path.split(path)), id) for id, path in names.items()]
         with self.database.transaction():
@@ -192,10 +203,12 @@ class LocalWriter:
         return next((int(row[0]) for row in rows if row[0] in gone), None)
 
     def write(self, entries: Sequence[Entry], problems: Sequence[tuple[str, int, int, str]]) -> None:
+        given = [(entry.content, entry.features_D) for entry in entries if entry.features_D is not None]
+        held = self._held([content for content, _ in given])
         new: dict[bytes, np.ndarray] = {}
-        for entry in entries:
-            if entry.features_D is not None and not self.has_vector(entry.content):
-                new.setdefault(entry.content, entry.features_D)
+        for content, features_D in given:
+            if content not in held:
+                new.setdefault(content, features_D)
         contents = list(new)
         self._append(self.image, IMAGE, contents, list(new.values()))
         with self.database.transaction():
