@@ -146,6 +146,7 @@ def test_more_like_this_is_a_chip_and_the_picture_comes_first(page):
     assert re.search(r"t=1%3Aid%3A\d+", page.url)
     page.reload()
     page.wait_for_selector(".chip .thumb.there img")
+    page.wait_for_selector("#grid .tile")
     assert names(page)[0] == before[5]
 
 
