@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from cliplet.library.store import create_store, open_store
 from cliplet.runtime.identity import features_hashes
 
 from .conftest import paint
+from .quick import workers_here
 from .stores import s3_server
 
 
@@ -144,16 +144,7 @@ def test_changed_and_moved_pictures_keep_their_numbers(job, photos, encoder):
 
 def index_here(job, writer, folder):
     """A run whose worker is called here instead of by Ray."""
-
-    def reports(cluster, job, blocks):
-        worker = Reading(job)
-        for block in blocks:
-            for report in worker(block).to_pylist():
-                yield report["said"], report["features"]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bulk, "running", lambda: nullcontext(bulk.Cluster(None, True, 2)))
-        patch.setattr(bulk, "_reports", reports)
+    with workers_here():
         run = RayIndexing(writer, lambda: opened(job.model), Quarantine(None))
         run.run([str(folder)])
     return run

@@ -6,10 +6,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from cliplet.data.quarantine import Quarantine
 from cliplet.data.records import Problem, writable
@@ -196,8 +195,8 @@ class _Calibrating:
 
     def __init__(self, library: Library, writer: Writer, model_of: _Model, upgrade: bool):
         self.library, self.writer, self.upgrade = library, writer, upgrade
-        self._everyday = _Once(lambda: model_of.encoder().encode_text(everyday_queries()))
-        self._unseen = _Once(lambda: unseen_features(model_of.encoder()))
+        self._everyday = cache(lambda: model_of.encoder().encode_text(everyday_queries()))
+        self._unseen = cache(lambda: unseen_features(model_of.encoder()))
         self._pictures = len(library)
         self._last: Calibration = library.store.calibration
         self._early = False
@@ -224,19 +223,6 @@ class _Calibrating:
         if len(store.sample(1)):
             self._last = calibrate(store, self._everyday(), self._unseen())
             self.writer.set_calibration(self._last)
-
-
-class _Once:
-    """Features that are computed when they are first asked for."""
-
-    def __init__(self, compute: Callable[[], np.ndarray]):
-        self._compute = compute
-        self._features: np.ndarray | None = None
-
-    def __call__(self) -> np.ndarray:
-        if self._features is None:
-            self._features = self._compute()
-        return self._features
 
 
 class _Model:

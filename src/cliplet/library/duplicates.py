@@ -30,7 +30,10 @@ def find(store: Store, *, alike: float | None = None, tell: Tell = lambda done, 
     `alike`: group all whose features have at least this cosine, without a look at the pictures. `tell` hears how many
     were compared of how many. Files with the same content are always in one group.
     """
-    groups, features_ND = _all_of(store)
+    try:
+        groups, features_ND = _all_of(store)
+    except ChangedError:  # the library's vectors were replaced meanwhile
+        groups, features_ND = _all_of(store)
     if not groups:
         return []
     joined = _Groups(len(groups))
@@ -49,20 +52,13 @@ def find(store: Store, *, alike: float | None = None, tell: Tell = lambda done, 
 
 
 def _all_of(store: Store) -> tuple[list[list[Picture]], np.ndarray]:
-    """All pictures, those of the same content together, and their features (N, D) float16; begun anew where the
-    library's vectors are replaced meanwhile."""
-    for last in (False, True):
-        groups: list[list[Picture]] = []
-        blocks = [np.empty((0, 1), np.float16)]
-        try:
-            for pictures, features_BD in store.features_in_blocks():
-                groups += pictures
-                blocks.append(features_BD.astype(np.float16))
-            return groups, np.concatenate(blocks[1:] or blocks)
-        except ChangedError:
-            if last:
-                raise
-    raise AssertionError("unreachable")
+    """All pictures, those of the same content together, and their features (N, D) float16."""
+    groups: list[list[Picture]] = []
+    blocks = []
+    for pictures, features_BD in store.features_in_blocks():
+        groups += pictures
+        blocks.append(features_BD.astype(np.float16))
+    return groups, np.concatenate(blocks) if blocks else np.empty((0, 1), np.float16)
 
 
 def _close_pairs(features_ND: np.ndarray, least: float, tell: Tell) -> Iterator[np.ndarray]:

@@ -186,16 +186,19 @@ class Library:
 
     def _asked(self, query: str | Query | Combined, ask: Callable[[Combined], T]) -> T:
         """What the library says to a query. It is asked anew where its vectors become another model's meanwhile."""
-        for last in (False, True):
+
+        def once() -> T:
             combined = self.combined(query)
-            try:
-                with within():
-                    return ask(combined)
-            except ChangedError:
-                if last or not isinstance(query, (str, Query)):
-                    raise
-                self.refresh()
-        raise AssertionError("unreachable")
+            with within():
+                return ask(combined)
+
+        try:
+            return once()
+        except ChangedError:
+            if not isinstance(query, (str, Query)):
+                raise
+            self.refresh()
+            return once()
 
     def picture(self, id: int) -> Picture:
         """What is known of one. Raises DataError where there is none."""
